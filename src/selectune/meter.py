@@ -1,0 +1,67 @@
+"""What a stage cost: seconds, tokens forward and backward, floating-point operations, peak memory, bytes written.
+
+Knows: how to count. Does not know: what is being counted. Choosing is not free, so choosing is metered like training.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import psutil
+from pydantic import BaseModel
+
+
+class Cost(BaseModel):
+    """The cost of one stage."""
+
+    stage: str
+    seconds: float = 0.0
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    flops: float = 0.0
+    """Floating-point operations of the matrix products: 2 per weight and token forward, 2 to 4 backward."""
+    peak_memory_bytes: int = 0
+    """Largest resident memory of the process (or of the accelerator, where one is used) during the stage."""
+    bytes_written: int = 0
+
+
+class Meter:
+    """Measures one stage: ``with Meter("choose") as meter: ...; meter.cost``."""
+
+    def __init__(self, stage: str, interval: float = 0.2) -> None:
+        self.cost = Cost(stage=stage)
+        self._interval = interval
+        self._stop = threading.Event()
+        self._process = psutil.Process()
+
+    def count(self, *, forward: int = 0, backward: int = 0, flops: float = 0.0, written: int = 0) -> None:
+        """Add tokens, operations or bytes to the stage's cost."""
+        self.cost.forward_tokens += forward
+        self.cost.backward_tokens += backward
+        self.cost.flops += flops
+        self.cost.bytes_written += written
+
+    def memory(self) -> int:
+        """Return the memory in use now, in bytes, and remember it if it is the largest so far."""
+        now = self._process.memory_info().rss
+        self.cost.peak_memory_bytes = max(self.cost.peak_memory_bytes, now)
+        return now
+
+    def __enter__(self) -> Meter:
+        self._start = time.perf_counter()
+        self.memory()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.memory()
+        self.cost.seconds = time.perf_counter() - self._start
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.memory()
