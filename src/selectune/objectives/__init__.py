@@ -1,0 +1,1 @@
+"""By which loss? One file per objective; each is computed on the response positions alone."""
