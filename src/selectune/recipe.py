@@ -34,7 +34,15 @@ class DataRecipe(Section):
     test: str | list[str] | None = None
     """Records of the target that measure the gain. Left out: a part of the training data is held out for it."""
     shape: Literal[
-        "auto", "chat", "sharegpt", "prompt_completion", "instruction", "question_answer", "choice", "classification", "text"
+        "auto",
+        "chat",
+        "sharegpt",
+        "prompt_completion",
+        "instruction",
+        "question_answer",
+        "choice",
+        "classification",
+        "text",
     ] = "auto"
     """The shape of the records; ``auto`` finds it and shows it before training."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -181,7 +189,9 @@ def parse(values: dict[str, Any], file: str | Path | None = None) -> Recipe:
         path = tuple(str(part) for part in first["loc"] if not str(part).startswith(("str", "list[", "dict[")))
         raise UserError(
             f"{first['msg']}, not {first.get('input')!r}",
-            file=file, line=_line_of(file, path), field=".".join(path),
+            file=file,
+            line=_line_of(file, path),
+            field=".".join(path),
             mend="see `selectune recipe --schema` for every key",
         ) from None
 
@@ -254,13 +264,17 @@ def _plain(text: str) -> str:
     return yaml.safe_dump(text, width=1000).removesuffix("...\n").strip()
 
 
-def _refuse_unknown(values: dict[str, Any], model: type[BaseModel], path: tuple[str, ...], file: str | Path | None) -> None:
+def _refuse_unknown(
+    values: dict[str, Any], model: type[BaseModel], path: tuple[str, ...], file: str | Path | None
+) -> None:
     for key, value in values.items():
         here = (*path, str(key))
         if key not in model.model_fields:
             raise UserError(
                 f"unknown key{nearest(str(key), model.model_fields)}",
-                file=file, line=_line_of(file, here), field=".".join(here),
+                file=file,
+                line=_line_of(file, here),
+                field=".".join(here),
                 expected=f"one of {', '.join(model.model_fields)}",
             )
         inner = _section_of(model.model_fields[key].annotation)

@@ -274,7 +274,9 @@ class Run:
         """
         run = cls(folder)
         if not run.path("recipe.yaml").is_file():
-            raise UserError("holds no run", file=folder, expected="a folder with a recipe.yaml", mend="see `selectune runs`")
+            raise UserError(
+                "holds no run", file=folder, expected="a folder with a recipe.yaml", mend="see `selectune runs`"
+            )
         return run
 
     @property

@@ -1,0 +1,351 @@
+"""Trains whatever a form has made trainable, on packed records.
+
+Knows: one optimiser step and everything around it: mixed precision, accumulation, schedules, clipping, the development
+loss, the best checkpoint, early stop, checkpoints that survive being killed, the end at Ctrl-C, non-finite losses.
+Built on ``transformers.Trainer``; only the loss (through the head on response positions alone), the checkpoints' content
+(what trains, nothing else) and their atomicity are ours.
+Does not know: which weights train, in which form, or how the records were made.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from selectune.errors import UserError
+from selectune.meter import Meter
+from selectune.models.head import SplitModel
+from selectune.objectives.objective import Objective
+from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.run import write_atomically
+from selectune.training.allocator import keep_freed_memory
+from selectune.training.progress import EndAtStep, ProgressAndMetrics
+
+WEIGHTS = "trained.safetensors"
+COMPLETE = "complete"
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+class Interrupted(Exception):
+    """Training ended at a step boundary because it was asked to; a checkpoint is there."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.step, self.steps = step, steps
+        super().__init__(f"stopped at step {step} of {steps}, with a checkpoint")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a training run."""
+
+    steps: int
+    best_step: int | None
+    best_dev_loss: float | None
+
+
+class SelectiveTrainer(Trainer):
+    """``transformers.Trainer`` that computes only what is used and saves only what trains."""
+
+    def __init__(
+        self, objective: Objective, bfloat16: bool, learning_rate_hint: str, meter: Meter, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the response tokens of the whole batch
+        self._objective, self._bfloat16, self._meter = objective, bfloat16, meter
+        self._learning_rate_hint = learning_rate_hint
+        self._split = SplitModel(self.model)
+
+    def _sum_of_losses(self, inputs: dict[str, Tensor]) -> Tensor:
+        device = inputs["input_ids"].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
+            hidden = self._split.hidden(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"])
+            return self._objective.total(self._split.logits, hidden, inputs["labels"])
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        total = self._sum_of_losses(inputs)
+        count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
+        if not torch.isfinite(total):
+            raise UserError(
+                f"the loss became {total.item()} at step {self.state.global_step + 1}; {_diagnose(self.model)}",
+                field="training.learning_rate",
+                expected=f"a finite loss (the learning rate was {self._learning_rate_hint})",
+                mend="halve the learning rate or lengthen the warm-up, then `selectune resume`; the last checkpoint is kept",
+            )
+        self._meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel())
+        return total / count
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Measure the development loss: the mean over all its response tokens."""
+        total, count = 0.0, 0
+        self.model.eval()
+        with torch.no_grad():
+            for inputs in dataloader:
+                inputs = self._prepare_inputs(inputs)
+                total += self._sum_of_losses(inputs).item()
+                count += int((inputs["labels"][:, 1:] != -100).sum())
+                self._meter.count(forward=inputs["input_ids"].numel())
+        return EvalLoopOutput(None, None, {"eval_loss": total / max(count, 1)}, count)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_tensors(self.model), folder / WEIGHTS)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if (folder / COMPLETE).exists():
+            return
+        try:
+            super()._save_checkpoint(model, trial)
+            write_atomically(folder / COMPLETE, "")
+        except OSError as error:
+            raise UserError(
+                f"a checkpoint could not be written ({error.strerror})", file=folder,
+                mend="free space, then `selectune resume`; the checkpoint before it is kept",
+            ) from None  # fmt: skip
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained_tensors(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+    def _load_best_model(self) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        load_trained_tensors(self.model, folder / WEIGHTS)
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter that trains, by name."""
+    return {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+
+
+@torch.no_grad()
+def load_trained_tensors(model: nn.Module, file: Path) -> None:
+    """Put saved tensors back into the parameters that train."""
+    saved = load_file(file)
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            value.copy_(saved[name])
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint; incomplete ones, left by a kill, are removed."""
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            complete.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def train(
+    model: nn.Module,
+    train_data: list[dict[str, Tensor]],
+    dev_data: list[dict[str, Tensor]],
+    *,
+    recipe: TrainingRecipe,
+    steps: int,
+    learning_rate: float,
+    objective: Objective,
+    bfloat16: bool,
+    folder: Path,
+    metrics: Path,
+    seed: int,
+    meter: Meter,
+    run_name: str = "selectune",
+    quiet: bool = False,
+) -> TrainingResult:
+    """Train in place, resuming from the newest complete checkpoint in ``folder``.
+
+    Args:
+        model: a model whose trainable parameters require gradients and are fp32.
+        train_data, dev_data: packed sequences: ``input_ids``, ``labels`` and ``position_ids``, each ``(length,)`` int64.
+        steps: optimiser steps, see :func:`plan_steps`.
+        folder: for checkpoints. metrics: the ``metrics.jsonl``.
+
+    Raises:
+        UserError: the loss is not finite, memory or disk is too small.
+        Interrupted: Ctrl-C; a checkpoint was written.
+    """
+    keep_freed_memory()
+    _check_room(model, folder)
+    logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
+    accumulation = math.ceil(recipe.batch_sequences / recipe.micro_batch_sequences)
+    evaluate_every = max(1, steps // recipe.evaluations) if recipe.evaluations and dev_data else None
+    save_every = recipe.save_steps or evaluate_every or max(1, steps // 4)
+    keep_best = bool(recipe.keep_best and evaluate_every)
+    schedule, schedule_options = _SCHEDULES.get(recipe.schedule, recipe.schedule), {}
+    if recipe.schedule == "warmup_stable_decay":
+        schedule_options = {"num_decay_steps": max(1, round(steps * recipe.decay_fraction))}
+    if keep_best and evaluate_every and save_every != evaluate_every:
+        save_every = math.gcd(save_every, evaluate_every)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        run_name=run_name,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.micro_batch_sequences,
+        per_device_eval_batch_size=recipe.micro_batch_sequences,
+        gradient_accumulation_steps=accumulation,
+        optim="adamw_torch_fused",
+        learning_rate=learning_rate,
+        adam_beta1=recipe.adam_betas[0],
+        adam_beta2=recipe.adam_betas[1],
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip_norm or 0.0,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=schedule_options,
+        warmup_steps=round(steps * recipe.warmup_fraction),
+        eval_strategy="steps" if evaluate_every else "no",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=2,
+        load_best_model_at_end=keep_best,
+        metric_for_best_model="eval_loss" if keep_best else None,
+        greater_is_better=False if keep_best else None,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=recipe.report_to or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    step_tokens = sum(len(row["input_ids"]) for row in train_data) / len(train_data) * recipe.batch_sequences
+    bar = ProgressAndMetrics(metrics, step_tokens, quiet)
+    callbacks: list[TrainerCallback] = [bar]
+    if recipe.early_stop and keep_best:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stop))
+    if recipe.save_minutes:
+        callbacks.append(_SaveEvery(recipe.save_minutes * 60))
+    try:
+        with EndAtStep() as interruption:
+            trainer = SelectiveTrainer(
+                objective,
+                bfloat16,
+                f"{learning_rate:g}",
+                meter,
+                model=model,
+                args=arguments,
+                train_dataset=train_data,
+                eval_dataset=dev_data or None,
+                data_collator=_stack,
+                callbacks=[*callbacks, interruption],
+            )
+            trainer.remove_callback(PrinterCallback)
+            checkpoint = last_checkpoint(folder)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            raise UserError(
+                "out of memory while training",
+                field="training.micro_batch_sequences",
+                mend="halve it (the batch stays the same size), or lower data.max_length, then `selectune resume`",
+            ) from None
+        raise
+    finally:
+        bar.stop()
+    state = trainer.state
+    if interruption.asked and state.global_step < steps:
+        raise Interrupted(state.global_step, steps)
+    best = (
+        min((log["eval_loss"], log["step"]) for log in state.log_history if "eval_loss" in log) if keep_best else None
+    )
+    return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None)
+
+
+def plan_steps(
+    sequences: int, tokens: int, recipe: TrainingRecipe, budget: BudgetRecipe, seconds_per_step: float
+) -> int:
+    """Return the number of optimiser steps: the smallest of what epochs, ``max_steps`` and the budget allow.
+
+    Args:
+        sequences: packed sequences in one epoch. tokens: tokens in them.
+        seconds_per_step: measured; used only with a budget in minutes.
+    """
+    steps_per_epoch = math.ceil(sequences / recipe.batch_sequences)
+    limits = [math.ceil(recipe.epochs * steps_per_epoch)]
+    if recipe.max_steps:
+        limits.append(recipe.max_steps)
+    if budget.tokens:
+        limits.append(int(budget.tokens / (tokens / sequences * recipe.batch_sequences)))
+    if budget.minutes:
+        limits.append(int(budget.minutes * 60 / seconds_per_step))
+    return max(1, min(limits))
+
+
+def measure_seconds_per_step(
+    model: nn.Module, rows: list[dict[str, Tensor]], recipe: TrainingRecipe, objective: Objective, bfloat16: bool
+) -> float:
+    """Time two forward and backward passes and scale them to a whole step; the model is left as it was."""
+    keep_freed_memory()
+    split, times = SplitModel(model), []
+    batch = _stack(rows[: recipe.micro_batch_sequences])
+    for _ in range(3):
+        begin = time.perf_counter()
+        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
+            hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+            loss = objective.total(split.logits, hidden, batch["labels"])
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:]) * math.ceil(recipe.batch_sequences / recipe.micro_batch_sequences)
+
+
+class _SaveEvery(TrainerCallback):
+    """Asks for a checkpoint every so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self._last >= self._seconds:
+            self._last, control.should_save = time.monotonic(), True
+
+
+def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _diagnose(model: nn.Module) -> str:
+    """Say where the first value that is not finite lies."""
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            return f"the weights of {name} are no longer finite"
+    return "all weights are still finite, so the overflow is in the forward pass"
+
+
+def _check_room(model: nn.Module, folder: Path) -> None:
+    """Refuse to start when gradients and optimiser states, or two checkpoints, cannot fit."""
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    memory, available = trained * 12, psutil.virtual_memory().available
+    if memory > available and not torch.cuda.is_available():
+        raise UserError(
+            f"gradients and optimiser states need {memory / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free",
+            field="form",
+            mend="train fewer weights: a LoRA form, or fewer blocks",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    disk, free = trained * 12 * 3, shutil.disk_usage(folder).free
+    if disk > free:
+        raise UserError(
+            f"checkpoints need {disk / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on the disk",
+            file=folder,
+            mend="free space or name another --output, then `selectune resume`",
+        )
