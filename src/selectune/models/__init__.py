@@ -1,0 +1,8 @@
+"""What is this base made of? Loading it, its anatomy, exporting it again, and the machine it runs on."""
+
+from selectune.models.anatomy import Anatomy, Block
+from selectune.models.builtin import BUILTIN
+from selectune.models.load import Base, load_base
+from selectune.models.machine import bf16_is_fast, doctor, environment
+
+__all__ = ["BUILTIN", "Anatomy", "Base", "Block", "bf16_is_fast", "doctor", "environment", "load_base"]

@@ -1,0 +1,360 @@
+"""The chain: prepare, measure base, choose, train, measure specialist, judge, report.
+
+Knows: the order of the stages, what each reads and writes, and what makes a finished stage stale.
+Does not know: how any stage does its work; every folder of the package answers its own question.
+
+Three doors lead here: :func:`specialize` from Python, ``selectune specialize`` and a recipe file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from selectune import catalogue, recipe as recipes
+from selectune.errors import UserError
+from selectune.meter import Meter
+from selectune.recipe import Recipe
+from selectune.run import BlockScore, DataSummary, Evaluation, Run, Sample, Scores, Verdict, folder_atomically
+
+
+def specialize(
+    train: str | Path | list[str] | None = None,
+    *,
+    recipe: str | Path | Recipe | None = None,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+    **values: Any,
+) -> Run:
+    """Turn a base model into a specialist, and prove what was kept.
+
+    Args:
+        train: a file, folder, glob or hub id of training records (``data.train`` of the recipe).
+        recipe: a recipe file or a :class:`Recipe`; ``values`` override its keys.
+        folder: the run folder; left out, a new one in the recipe's ``output``.
+        quiet: show no progress.
+        values: recipe keys, such as ``form="lora"`` or ``training={"epochs": 5}``.
+
+    Returns:
+        The finished run; ``run.read("verdict.json", Verdict)`` is the result, ``run.path("specialist")`` the model.
+
+    Raises:
+        UserError: a mistake in the input. Interrupted: Ctrl-C during training; go on with :func:`resume`.
+    """
+    given = recipe.model_dump() if isinstance(recipe, Recipe) else recipes.read_values(recipe) if recipe else {}
+    given = merge(given, values)
+    if train is not None:
+        given = merge(given, {"data": {"train": [str(item) for item in train] if isinstance(train, list) else str(train)}})
+    resolved = recipes.parse(given, None if isinstance(recipe, Recipe) else recipe)
+    if resolved.data.train is None:
+        raise UserError("no training data", field="data.train", expected="a file, folder, glob or hub id")
+    return execute(Run.create(folder or free_folder(resolved), resolved), quiet)
+
+
+def resume(folder: str | Path, quiet: bool = False) -> Run:
+    """Take up a run where it was left; finished stages are skipped, training goes on from its last checkpoint."""
+    return execute(Run.open(folder), quiet)
+
+
+def execute(run: Run, quiet: bool = False) -> Run:
+    """Run every stage that is not finished."""
+    chain = _Chain(run, run.recipe, quiet)
+    chain.prepare()
+    chain.measure_base()
+    chain.choose()
+    chain.train()
+    chain.measure_specialist()
+    chain.judge()
+    chain.report()
+    return run
+
+
+def merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with ``over`` put on top, section by section."""
+    merged = dict(values)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and "method" not in value
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def free_folder(recipe: Recipe) -> Path:
+    """Return the folder for a recipe's run: an unfinished run of the same recipe, or a new one."""
+    if recipe.name:
+        return Path(recipe.output) / recipe.name
+    first = recipe.data.train if isinstance(recipe.data.train, str) else (recipe.data.train or ["run"])[0]
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(first).name.split(".")[0]).strip("-").lower() or "run"
+    parts = [stem, *(c if isinstance(c, str) else str(c["method"]) for c in (recipe.form, recipe.parameters))]
+    name = "-".join(part.split(":")[0] for part in parts if part != "all")
+    for number in range(1, 10_000):
+        folder = Path(recipe.output) / (name if number == 1 else f"{name}-{number}")
+        run = Run(folder)
+        if not folder.exists() or (run.has("recipe.yaml") and run.recipe == recipe and not run.finished("report")):
+            return folder
+    raise UserError("10,000 runs of this name exist", file=recipe.output, mend="give the run a name with --name")
+
+
+@dataclass
+class _Chain:
+    run: Run
+    recipe: Recipe
+    quiet: bool
+    _prints: list[str] = field(default_factory=list)
+
+    # -- what several stages use -------------------------------------------------------------------------------------
+
+    @cached_property
+    def form(self) -> Any:
+        return catalogue.create("adapters", self.recipe.form, "form")
+
+    @cached_property
+    def parameters(self) -> Any:
+        return catalogue.create("parameters", self.recipe.parameters)
+
+    @cached_property
+    def objective(self) -> Any:
+        return catalogue.create("objectives", self.recipe.objective, "objective")
+
+    @cached_property
+    def bfloat16(self) -> bool:
+        from selectune.models import bf16_is_fast
+
+        return self.recipe.training.precision == "bfloat16" or (
+            self.recipe.training.precision == "auto" and bf16_is_fast()
+        )
+
+    def load_base(self) -> Any:
+        from selectune.models import load_base
+
+        return load_base(
+            self.recipe.base,
+            trust_remote_code=self.recipe.trust_remote_code,
+            quantised=self.form.needs_quantised_base,
+        )
+
+    @cached_property
+    def base(self) -> Any:
+        return self.load_base()
+
+    def encoder(self, tokenizer: Any) -> Any:
+        from selectune.data import Encoder
+
+        return Encoder(tokenizer, self.recipe.data.max_length, self.recipe.data.long_records, self.recipe.data.system)
+
+    def records(self, split: str) -> list[Any]:
+        from selectune.data import records_from_file
+
+        return records_from_file(self.run.path("data", f"{split}.jsonl"))
+
+    def stage(self, name: str, inputs: dict[str, Any], work: Any) -> bool:
+        """Run a stage unless it is finished; its inputs include those of the stages that it builds on."""
+        from selectune.run import Stage
+
+        ran = self.run.stage(name, {"inputs": inputs, "before": list(self._prints)}, work)
+        self._prints.append(self.run.read(f"stages/{name}.json", Stage).fingerprint)
+        return ran
+
+    # -- the stages --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        from selectune import data, evaluation, models
+        from selectune.reporting.terminal import show_data
+
+        settings = self.recipe.evaluation
+
+        def work(meter: Meter) -> None:
+            catalogue_of_choices = (self.form, self.parameters, self.objective)  # a wrong choice is told before any work
+            assert all(catalogue_of_choices)
+            self.run.write("environment.json", models.environment())
+            texts = evaluation.benchmark_texts(settings.benchmarks, settings.data_root, settings.items)
+            prepared = data.prepare(self.recipe.data, texts, seed=self.recipe.seed)
+            for split in ("train", "dev", "test"):
+                data.records_to_file(getattr(prepared, split), self.run.path("data", f"{split}.jsonl"))
+            self.run.write("data.json", prepared.summary)
+
+        hashes = data.input_hashes(self.recipe.data)
+        ran = self.stage("prepare", {"data": self.recipe.data.model_dump(), "hashes": hashes, "e": settings.benchmarks}, work)
+        if ran and not self.quiet:
+            show_data(self.run.read("data.json", DataSummary))
+
+    def evaluate(self, model: Any, tokenizer: Any, name: str) -> tuple[Evaluation, list[tuple[str, str, str, str]]]:
+        """Measure one model: the target, the general benchmarks, and some answers written out."""
+        from selectune import evaluation
+
+        settings = self.recipe.evaluation
+        scorer = evaluation.Scorer(model, tokenizer, bfloat16=self.bfloat16, progress=not self.quiet)
+        encoder = self.encoder(tokenizer)
+        test = self.records("test")
+        benchmarks = []
+        if settings.target != "off" and test:
+            benchmarks += evaluation.evaluate_target(
+                test, settings.target, scorer, encoder, settings.max_new_tokens, settings.target_items
+            )
+        benchmarks += evaluation.run_benchmarks(
+            settings.benchmarks, scorer, settings.data_root, settings.items, settings.few_shot
+        )
+        answers = evaluation.sample_answers(test, scorer, encoder, settings.samples, settings.max_new_tokens)
+        return Evaluation(model=name, benchmarks=benchmarks), answers
+
+    def measure_base(self) -> None:
+        def work(meter: Meter) -> None:
+            base = self.base
+            measured, answers = self.evaluate(base.model, base.tokenizer, "base")
+            self.run.write("base_evaluation.json", measured)
+            self.run.write("base_answers.json", [list(answer) for answer in answers])
+
+        inputs = {"base": self.base.fingerprint, "evaluation": self.recipe.evaluation.model_dump(exclude=_JUDGING)}
+        self.stage("measure_base", inputs, work)
+
+    def choose(self) -> None:
+        from selectune.parameters import Context
+
+        def work(meter: Meter) -> None:
+            import torch
+
+            base = self.base
+            context = Context(
+                base=base,
+                encoder=self.encoder(base.tokenizer),
+                train=self.records("train"),
+                dev=self.records("dev"),
+                generator=torch.Generator().manual_seed(self.recipe.seed),
+                meter=meter,
+            )
+            selection = self.parameters.select(context)
+            selection.save(self.run.path("selection.safetensors"))
+            scores = context.block_scores
+            blocks = [
+                BlockScore(block=i, score=scores.get(i), trained=any(selection.covers(name) for name in block.parameters))
+                for i, block in enumerate(base.anatomy.blocks)
+            ]
+            self.run.write(
+                "scores.json",
+                Scores(
+                    method=self.parameters.describe(),
+                    form=self.form.describe(),
+                    blocks=blocks,
+                    trained_parameters=self.form.count(base, selection),
+                    total_parameters=base.anatomy.total_parameters,
+                    examples=context.examples_scored,
+                ),
+            )
+
+        self.stage("choose", {"parameters": self.parameters.describe(), "form": self.form.describe(), "seed": self.recipe.seed}, work)
+
+    def train(self) -> None:
+        def work(meter: Meter) -> None:
+            import torch
+
+            from selectune import training
+            from selectune.data import pack
+            from selectune.parameters import Selection
+
+            settings = self.recipe.training
+            torch.manual_seed(self.recipe.seed)
+            base = self.base
+            encoder = self.encoder(base.tokenizer)
+            length, packing, padding = self.recipe.data.max_length, self.recipe.data.packing, base.tokenizer.pad_token_id
+            rows = {
+                split: pack([e for record in self.records(split) for e in encoder.encode(record)], length, packing, padding)
+                for split in ("train", "dev")
+            }
+            self._note_tokens(rows["train"])
+            model = self.form.apply(base, Selection.load(self.run.path("selection.safetensors")), self.recipe.seed)
+            self.__dict__.pop("base")  # the form changed it
+            plan = training.plan(model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json"))
+            result = training.train(
+                model,
+                rows["train"],
+                rows["dev"],
+                recipe=settings,
+                steps=plan.steps,
+                learning_rate=settings.learning_rate or self.form.learning_rate_default,
+                objective=self.objective,
+                bfloat16=self.bfloat16,
+                folder=self.run.path("checkpoints"),
+                metrics=self.run.path("metrics.jsonl"),
+                seed=self.recipe.seed,
+                meter=meter,
+                run_name=self.run.name,
+                quiet=self.quiet,
+            )
+            with folder_atomically(self.run.path("specialist")) as folder:
+                self.form.save(model, base, folder)
+            meter.count(
+                written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()),
+                flops=training.flops(base.anatomy, model, meter.cost),
+            )
+            self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss})
+
+        inputs = {"training": self.recipe.training.model_dump(exclude={"report_to"}), "budget": self.recipe.budget.model_dump()}
+        self.stage("train", inputs | {"objective": self.objective.describe(), "seed": self.recipe.seed}, work)
+
+    def measure_specialist(self) -> None:
+        from selectune import evaluation
+        from selectune.adapters import load_specialist
+
+        def work(meter: Meter) -> None:
+            base = self.load_base()
+            tokenizer = base.tokenizer
+            model = load_specialist(base, self.run.path("specialist"))
+            measured, answers = self.evaluate(model, tokenizer, "specialist")
+            if self.recipe.evaluation.forgetting:
+                before, after = evaluation.measure_forgetting(self.load_base().model, model, tokenizer, bfloat16=self.bfloat16)
+                base_measured = self.run.read("base_evaluation.json", Evaluation)
+                kept = [item for item in base_measured.benchmarks if item.role != "forgetting"]
+                self.run.write("base_evaluation.json", Evaluation(model="base", benchmarks=kept + before))
+                measured.benchmarks.extend(after)
+            self.run.write("evaluation.json", measured)
+            earlier = self.run.path("base_answers.json").read_text(encoding="utf-8")
+            samples = _pair_answers(earlier, answers)
+            self.run.write("samples.json", [sample.model_dump() for sample in samples])
+
+        self.stage("measure_specialist", {"evaluation": self.recipe.evaluation.model_dump(exclude=_JUDGING)}, work)
+
+    def judge(self) -> None:
+        from selectune import evaluation
+
+        def work(meter: Meter) -> None:
+            before = self.run.read("base_evaluation.json", Evaluation)
+            after = self.run.read("evaluation.json", Evaluation)
+            settings = self.recipe.evaluation
+            verdict = evaluation.judge(before, after, settings.confidence, settings.tolerance, self.recipe.seed)
+            self.run.write("verdict.json", verdict)
+
+        self.stage("judge", self.recipe.evaluation.model_dump(include=_JUDGING), work)
+
+    def report(self) -> None:
+        from selectune.reporting import write_report
+
+        self.stage("report", {}, lambda meter: write_report(self.run) and None)
+        write_report(self.run)  # once more, now with the cost of every stage
+
+    def _note_tokens(self, rows: list[dict[str, Any]]) -> None:
+        summary = self.run.read("data.json", DataSummary)
+        slots = sum(len(row["input_ids"]) for row in rows)
+        padding = sum(int(row["padding"]) for row in rows if "padding" in row)
+        response = sum(int((row["labels"] != -100).sum()) for row in rows)
+        summary.tokens = {"all": slots - padding, "response": response, "sequences": len(rows), "padding": padding}
+        self.run.write("data.json", summary)
+
+
+_JUDGING = {"confidence", "tolerance", "require_retention"}
+
+
+def _pair_answers(before: str, after: list[tuple[str, str, str, str]]) -> list[Sample]:
+    import json
+
+    earlier = {item[0]: item[3] for item in json.loads(before)}
+    return [
+        Sample(id=item, prompt=prompt, target=target, before=earlier.get(item, ""), after=answer)
+        for item, prompt, target, answer in after
+    ]
+
+
+def verdict_of(run: Run) -> Verdict:
+    """Return a finished run's verdict."""
+    return run.read("verdict.json", Verdict)
