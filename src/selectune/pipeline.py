@@ -258,11 +258,15 @@ class _Chain:
             base = self.base
             encoder = self.encoder(base.tokenizer)
             length, packing, padding = self.recipe.data.max_length, self.recipe.data.packing, base.tokenizer.pad_token_id
-            rows = {
-                split: pack([e for record in self.records(split) for e in encoder.encode(record)], length, packing, padding)
+            encoded = {
+                split: [piece for record in self.records(split) for piece in encoder.encode(record)]
                 for split in ("train", "dev")
             }
-            self._note_tokens(rows["train"])
+            if not encoded["train"]:
+                raise UserError("every training record is longer than the context", field="data.max_length",
+                                expected=f"records of at most {length} tokens", mend="raise it, or set data.long_records: truncate")  # fmt: skip
+            rows = {split: pack(pieces, length, packing, padding) for split, pieces in encoded.items()}
+            self._note_tokens(rows["train"], sum(len(piece.input_ids) for piece in encoded["train"]))
             model = self.form.apply(base, Selection.load(self.run.path("selection.safetensors")), self.recipe.seed)
             self.__dict__.pop("base")  # the form changed it
             plan = training.plan(model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json"))
@@ -333,12 +337,12 @@ class _Chain:
         self.stage("report", {}, lambda meter: write_report(self.run) and None)
         write_report(self.run)  # once more, now with the cost of every stage
 
-    def _note_tokens(self, rows: list[dict[str, Any]]) -> None:
+    def _note_tokens(self, rows: list[dict[str, Any]], records: int) -> None:
+        """Add the token counts to the account of the data."""
         summary = self.run.read("data.json", DataSummary)
         slots = sum(len(row["input_ids"]) for row in rows)
-        padding = sum(int(row["padding"]) for row in rows if "padding" in row)
         response = sum(int((row["labels"] != -100).sum()) for row in rows)
-        summary.tokens = {"all": slots - padding, "response": response, "sequences": len(rows), "padding": padding}
+        summary.tokens = {"all": records, "response": response, "sequences": len(rows), "padding": slots - records}
         self.run.write("data.json", summary)
 
 
