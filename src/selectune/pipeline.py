@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selectune import catalogue, recipe as recipes
+from selectune import catalogue
+from selectune import recipe as recipes
 from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.recipe import Recipe
@@ -47,7 +48,9 @@ def specialize(
     given = recipe.model_dump() if isinstance(recipe, Recipe) else recipes.read_values(recipe) if recipe else {}
     given = merge(given, values)
     if train is not None:
-        given = merge(given, {"data": {"train": [str(item) for item in train] if isinstance(train, list) else str(train)}})
+        given = merge(
+            given, {"data": {"train": [str(item) for item in train] if isinstance(train, list) else str(train)}}
+        )
     resolved = recipes.parse(given, None if isinstance(recipe, Recipe) else recipe)
     if resolved.data.train is None:
         raise UserError("no training data", field="data.train", expected="a file, folder, glob or hub id")
@@ -126,13 +129,14 @@ class _Chain:
             self.recipe.training.precision == "auto" and bf16_is_fast()
         )
 
-    def load_base(self) -> Any:
+    def load_base(self, quantised: bool = True) -> Any:
         from selectune.models import load_base
 
         return load_base(
             self.recipe.base,
+            dtype="auto" if self.bfloat16 else "float32",
             trust_remote_code=self.recipe.trust_remote_code,
-            quantised=self.form.needs_quantised_base,
+            quantised=quantised and self.form.needs_quantised_base,
         )
 
     @cached_property
@@ -166,7 +170,11 @@ class _Chain:
         settings = self.recipe.evaluation
 
         def work(meter: Meter) -> None:
-            catalogue_of_choices = (self.form, self.parameters, self.objective)  # a wrong choice is told before any work
+            catalogue_of_choices = (
+                self.form,
+                self.parameters,
+                self.objective,
+            )  # a wrong choice is told before any work
             assert all(catalogue_of_choices)
             self.run.write("environment.json", models.environment())
             texts = evaluation.benchmark_texts(settings.benchmarks, settings.data_root, settings.items)
@@ -176,7 +184,9 @@ class _Chain:
             self.run.write("data.json", prepared.summary)
 
         hashes = data.input_hashes(self.recipe.data)
-        ran = self.stage("prepare", {"data": self.recipe.data.model_dump(), "hashes": hashes, "e": settings.benchmarks}, work)
+        ran = self.stage(
+            "prepare", {"data": self.recipe.data.model_dump(), "hashes": hashes, "e": settings.benchmarks}, work
+        )
         if ran and not self.quiet:
             show_data(self.run.read("data.json", DataSummary))
 
@@ -215,7 +225,7 @@ class _Chain:
         def work(meter: Meter) -> None:
             import torch
 
-            base = self.base
+            base = self.load_base(quantised=False)  # scores need gradients, which 4-bit weights have not
             context = Context(
                 base=base,
                 encoder=self.encoder(base.tokenizer),
@@ -228,7 +238,9 @@ class _Chain:
             selection.save(self.run.path("selection.safetensors"))
             scores = context.block_scores
             blocks = [
-                BlockScore(block=i, score=scores.get(i), trained=any(selection.covers(name) for name in block.parameters))
+                BlockScore(
+                    block=i, score=scores.get(i), trained=any(selection.covers(name) for name in block.parameters)
+                )
                 for i, block in enumerate(base.anatomy.blocks)
             ]
             self.run.write(
@@ -243,7 +255,11 @@ class _Chain:
                 ),
             )
 
-        self.stage("choose", {"parameters": self.parameters.describe(), "form": self.form.describe(), "seed": self.recipe.seed}, work)
+        self.stage(
+            "choose",
+            {"parameters": self.parameters.describe(), "form": self.form.describe(), "seed": self.recipe.seed},
+            work,
+        )
 
     def train(self) -> None:
         def work(meter: Meter) -> None:
@@ -257,7 +273,11 @@ class _Chain:
             torch.manual_seed(self.recipe.seed)
             base = self.base
             encoder = self.encoder(base.tokenizer)
-            length, packing, padding = self.recipe.data.max_length, self.recipe.data.packing, base.tokenizer.pad_token_id
+            length, packing, padding = (
+                self.recipe.data.max_length,
+                self.recipe.data.packing,
+                base.tokenizer.pad_token_id,
+            )
             encoded = {
                 split: [piece for record in self.records(split) for piece in encoder.encode(record)]
                 for split in ("train", "dev")
@@ -269,7 +289,9 @@ class _Chain:
             self._note_tokens(rows["train"], sum(len(piece.input_ids) for piece in encoded["train"]))
             model = self.form.apply(base, Selection.load(self.run.path("selection.safetensors")), self.recipe.seed)
             self.__dict__.pop("base")  # the form changed it
-            plan = training.plan(model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json"))
+            plan = training.plan(
+                model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json")
+            )
             result = training.train(
                 model,
                 rows["train"],
@@ -292,9 +314,15 @@ class _Chain:
                 written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()),
                 flops=training.flops(base.anatomy, model, meter.cost),
             )
-            self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss})
+            self.run.write(
+                "training.json",
+                {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss},
+            )
 
-        inputs = {"training": self.recipe.training.model_dump(exclude={"report_to"}), "budget": self.recipe.budget.model_dump()}
+        inputs = {
+            "training": self.recipe.training.model_dump(exclude={"report_to"}),
+            "budget": self.recipe.budget.model_dump(),
+        }
         self.stage("train", inputs | {"objective": self.objective.describe(), "seed": self.recipe.seed}, work)
 
     def measure_specialist(self) -> None:
@@ -307,7 +335,9 @@ class _Chain:
             model = load_specialist(base, self.run.path("specialist"))
             measured, answers = self.evaluate(model, tokenizer, "specialist")
             if self.recipe.evaluation.forgetting:
-                before, after = evaluation.measure_forgetting(self.load_base().model, model, tokenizer, bfloat16=self.bfloat16)
+                before, after = evaluation.measure_forgetting(
+                    self.load_base().model, model, tokenizer, bfloat16=self.bfloat16
+                )
                 base_measured = self.run.read("base_evaluation.json", Evaluation)
                 kept = [item for item in base_measured.benchmarks if item.role != "forgetting"]
                 self.run.write("base_evaluation.json", Evaluation(model="base", benchmarks=kept + before))

@@ -49,9 +49,7 @@ class ContaminationIndex:
         grams = _grams(normalise(content(record)).split())
         question = normalise(record.question)
         return [
-            name
-            for name in self._grams
-            if question in self._whole[name] or not grams.isdisjoint(self._grams[name])
+            name for name in self._grams if question in self._whole[name] or not grams.isdisjoint(self._grams[name])
         ]
 
 

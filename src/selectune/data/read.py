@@ -108,7 +108,10 @@ def _suffix(path: Path) -> str:
 
 def _is_notes(path: Path) -> bool:
     """Whether a file in a folder describes the data instead of being data."""
-    return path.name.split(".")[0].lower() in ("readme", "license", "licence", "notice", "changelog") or path.name[0] == "."
+    return (
+        path.name.split(".")[0].lower() in ("readme", "license", "licence", "notice", "changelog")
+        or path.name[0] == "."
+    )
 
 
 def _bytes(path: Path) -> bytes:
@@ -179,7 +182,9 @@ def _json(path: Path, text: str) -> Iterator[Row]:
         raise UserError(f"the file holds {_kind(value)}", file=path, expected="a list of records")
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
-            raise UserError(f"record {number} is {_kind(item)}", file=path, line=number, expected="an object with fields")
+            raise UserError(
+                f"record {number} is {_kind(item)}", file=path, line=number, expected="an object with fields"
+            )
         yield Row(item, str(path), number)
 
 
@@ -233,7 +238,7 @@ def _conll(path: Path, lines: list[str]) -> Iterator[Row]:
             tokens.append(token)
         elif tokens:
             found = "; ".join(dict.fromkeys(entities)) or "none"
-            instruction = "List the named entities in this sentence, separated by semicolons; say none if there are none."
+            instruction = "List the named entities, or say none."
             values = {"instruction": instruction, "input": " ".join(tokens), "output": found}
             yield Row(values, str(path), start)
             tokens, entities = [], []

@@ -76,7 +76,9 @@ def find_shape(rows: list[Row], wanted: str = "auto", mapping: dict[str, str] | 
                             field=f"data.columns.{role}", expected=f"one of {', '.join(map(str, columns))}")  # fmt: skip
     twice = [column for column in mapping.values() if list(mapping.values()).count(column) > 1]
     if twice:
-        raise UserError(f"column '{twice[0]}' is given two roles", field="data.columns", expected="a column for each role")
+        raise UserError(
+            f"column '{twice[0]}' is given two roles", field="data.columns", expected="a column for each role"
+        )
     first = _shape_of(rows[0], wanted, mapping)
     if first is not None and first.options:
         first.options = tuple(dict.fromkeys(column for row in rows for column in _option_columns(row))) or first.options
@@ -123,7 +125,9 @@ def _shape_of(row: Row, wanted: str, mapping: dict[str, str]) -> Shape | None:
             columns["choices"] = options[0]
         if shape == "choice" and not mapping and _headerless_choice(row):
             keys = list(row.values)
-            return Shape("choice", {"question": keys[0], "answer": keys[-1], "choices": keys[1]}, options=tuple(keys[1:-1]))
+            return Shape(
+                "choice", {"question": keys[0], "answer": keys[-1], "choices": keys[1]}, options=tuple(keys[1:-1])
+            )
         if shape == "classification" and not mapping and _headerless_label(row):
             keys = sorted(row.values, key=lambda key: len(str(row.values[key])))
             return Shape("classification", {"text": keys[1], "label": keys[0]})
@@ -171,7 +175,9 @@ def _fits(shape: str, row: Row, columns: dict[str, str], told: bool) -> bool:
     return True
 
 
-def to_records(rows: list[Row], shape: Shape, system: str | None = None, labels: list[str] | None = None) -> list[Record]:
+def to_records(
+    rows: list[Row], shape: Shape, system: str | None = None, labels: list[str] | None = None
+) -> list[Record]:
     """Turn rows into records; records whose response is empty come back with an empty response.
 
     Raises:
@@ -214,7 +220,9 @@ def _chat(row: Row, column: str, role_key: str, content_key: str) -> dict[str, A
     if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):  # turn about, the user first
         turns = [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise UserError("is not a list of turns", file=row.file, line=row.line, field=column, expected="a list of objects")
+        raise UserError(
+            "is not a list of turns", file=row.file, line=row.line, field=column, expected="a list of objects"
+        )
     messages = []
     for index, turn in enumerate(turns):
         where = f"{column}[{index}]"

@@ -79,7 +79,9 @@ class Anatomy:
         """
         parameters = dict(model.named_parameters())
         modules = dict(model.named_modules())
-        lists = [(name, module) for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
+        lists = [
+            (name, module) for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)
+        ]
         stacks = [pair for pair in lists if _is_stack(pair[1])]
         if not stacks:
             raise ValueError(f"{type(model).__name__} has no list of transformer blocks")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Base:
     """The transformers folder it was loaded from."""
     spec: str
     """How the user named it."""
+    dtype: torch.dtype = torch.float32
+    """Of the weights on disk; the model in memory may be in another."""
     quantised: bool = False
     notes: list[str] = field(default_factory=list)
     """Things a user should know, such as a chat template that was supplied."""
@@ -76,6 +78,10 @@ def load_base(
     except (ValueError, KeyError, OSError) as error:
         raise _explain(error, spec, source, "config.json") from None
     _check_causal(config, spec)
+    own = getattr(config, "dtype", None) or torch.float32
+    own = getattr(torch, own) if isinstance(own, str) else own
+    if dtype == "auto":
+        dtype = torch.float32 if own == torch.float16 else own  # fp16 has no products worth using on a CPU
     if quantised:
         options["quantization_config"] = _nf4()
     try:
@@ -91,7 +97,7 @@ def load_base(
     notes = _complete(tokenizer)
     model.eval()
     model.requires_grad_(False)
-    return Base(model, tokenizer, Anatomy.of(model), fingerprint(source, spec), source, spec, quantised, notes)
+    return Base(model, tokenizer, Anatomy.of(model), fingerprint(source, spec), source, spec, own, quantised, notes)
 
 
 def locate(spec: str) -> Path:
@@ -143,7 +149,9 @@ def _converted(sha256: str, gguf: Path | None) -> Path:
     except OSError as error:
         if (folder / "config.json").exists():  # another process was faster
             return folder
-        raise UserError(f"the cache cannot be written ({error})", file=folder, mend="free space, or set SELECTUNE_CACHE") from None
+        raise UserError(
+            f"the cache cannot be written ({error})", file=folder, mend="free space, or set SELECTUNE_CACHE"
+        ) from None
     return folder
 
 
@@ -253,7 +261,9 @@ def _explain(error: Exception, spec: str, source: Path, what: str) -> UserError:
     if "tokenizer" in str(error).lower():
         return UserError(f"has no usable tokenizer ({text[:160]})", file=source, field="base",
                          expected="tokenizer.json beside the weights")  # fmt: skip
-    return UserError(f"{what} cannot be read ({text[:200]})", file=source, field="base", mend="check the folder's files")
+    return UserError(
+        f"{what} cannot be read ({text[:200]})", file=source, field="base", mend="check the folder's files"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,18 @@ from typing import Any
 
 import psutil
 
-PACKAGES = ("selectune", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "lm_eval", "bitsandbytes", "gguf")
+PACKAGES = (
+    "selectune",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "lm_eval",
+    "bitsandbytes",
+    "gguf",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""What every form has in common: it makes a base trainable, and saves and loads what was trained.
+
+Knows: the two things a specialist can be on disk: an adapter that plain PEFT loads, or the changed tensors; that it belongs to
+one base. Does not know: which weights were chosen, or how training runs.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from selectune.catalogue import Method
+from selectune.errors import UserError
+from selectune.parameters.selection import Selection
+
+if TYPE_CHECKING:
+    from selectune.models import Base
+
+CHANGED = "changed.safetensors"
+ORIGIN = "selectune.json"  # which base this belongs to
+
+
+class Form(Method, ABC):
+    """An answer to: in which form do the chosen weights change?"""
+
+    axis: ClassVar[str] = "adapters"
+    needs_quantised_base: ClassVar[bool] = False
+    learning_rate_default: ClassVar[float]
+
+    @abstractmethod
+    def apply(self, base: Base, selection: Selection, seed: int) -> Any:
+        """Make the base trainable: what trains requires gradients and is fp32, the rest is frozen in its own dtype."""
+
+    @abstractmethod
+    def count(self, base: Base, selection: Selection) -> int:
+        """Return how many parameters will train."""
+
+    @abstractmethod
+    def save_tensors(self, model: Any, base: Base, folder: Path) -> None:
+        """Write what was trained as safetensors."""
+
+    def save(self, model: Any, base: Base, folder: Path) -> None:
+        """Write the specialist: what was trained, and which base it belongs to."""
+        self.save_tensors(model, base, folder)
+        origin = {
+            "base": base.spec,
+            "fingerprint": base.fingerprint,
+            "form": self.describe(),
+            "quantised": base.quantised,
+        }
+        (folder / ORIGIN).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+
+
+def save_changed(model: Any, names: list[str], dtype: torch.dtype, folder: Path) -> None:
+    """Write changed tensors, rounded once to the base's dtype: what is measured is what is exported."""
+    tensors = dict(model.named_parameters())
+    save_file({name: tensors[name].detach().to(dtype).contiguous() for name in names}, folder / CHANGED)
+
+
+def load_specialist(base: Base, folder: str | Path) -> Any:
+    """Put a saved specialist onto its base (which it changes) and return the model, ready to evaluate.
+
+    Raises:
+        UserError: the folder holds no specialist, or one of another base.
+    """
+    folder = Path(folder)
+    if not (folder / ORIGIN).is_file():
+        raise UserError(
+            "holds no specialist", file=folder, expected=f"a folder with {ORIGIN}", mend="finish the run first"
+        )
+    origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    if origin["fingerprint"] != base.fingerprint:
+        raise UserError(
+            "belongs to another base", file=folder, expected=f"the base '{origin['base']}' as it was at training"
+        )
+    if (folder / CHANGED).is_file():
+        parameters = dict(base.model.named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(folder / CHANGED).items():
+                parameters[name].copy_(value)
+        model = base.model
+    else:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(base.model, folder)
+    model.eval()
+    return model.requires_grad_(False)
