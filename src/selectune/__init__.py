@@ -3,3 +3,14 @@
 from __future__ import annotations
 
 __version__ = "0.1.0"
+import logging as _logging
+
+_logging.getLogger("bitsandbytes").setLevel(_logging.ERROR)  # it announces an optional kernel that is not needed
+
+
+def __getattr__(name: str) -> object:
+    if name in ("specialize", "resume"):
+        from selectune import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(name)

@@ -315,7 +315,7 @@ class Scorer:
         if not self._progress or not what or len(batches) < 3:
             yield from batches
             return
-        with Progress(console=Console(file=sys.stderr), transient=True) as progress:
+        with Progress(console=Console(file=sys.__stderr__), transient=True) as progress:
             yield from progress.track(batches, description=what)
 
 

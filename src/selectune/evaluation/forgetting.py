@@ -1,0 +1,75 @@
+"""How far has a specialist drifted from its base on what has nothing to do with the target?
+
+Knows: three measures, on built-in general text and prompts: the rise of mean token cross-entropy (forgetting, as in PEFT's
+method comparison), the KL divergence from the base on the responses to general prompts, and the share of positions where both
+would say the same token. Does not know: which drift is too much.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selectune.data.chat import Encoder
+from selectune.data.records import Message, Record
+from selectune.evaluation.scorer import Scorer
+from selectune.models.head import SplitModel
+from selectune.run import Benchmark, Item
+
+
+def measure_forgetting(
+    base_model: Any, specialist_model: Any, tokenizer: Any, bfloat16: bool = False
+) -> tuple[list[Benchmark], list[Benchmark]]:
+    """Return the drift's benchmarks for the base (before) and for the specialist (after), on the same items.
+
+    ``forgetting/cross_entropy``: nats per token, per passage. ``forgetting/kl``: KL(base || specialist), nats per response
+    token, per prompt. ``forgetting/top1_agreement``: share of response positions with the same most likely token.
+    """
+    from selectune.evaluation.probe import load_general_prompts, load_general_text
+
+    passages, prompts = load_general_text(), load_general_prompts()
+    texts = [tokenizer(passage.text)["input_ids"] for passage in passages]
+    before, after = [], []
+    for model, results in ((base_model, before), (specialist_model, after)):
+        losses = Scorer(model, tokenizer, bfloat16=bfloat16).token_nll(texts)
+        items = [
+            Item(id=passage.id, value=sum(loss) / len(loss), prompt=passage.text[:200])
+            for passage, loss in zip(passages, losses, strict=True)
+        ]
+        results.append(_benchmark("cross_entropy", False, items))
+    encoder = Encoder(tokenizer, max_length=1024)
+    divergences, agreements, perfect, zero = [], [], [], []
+    for prompt in prompts:
+        messages = (Message("user", prompt.prompt), Message("assistant", prompt.response))
+        piece = encoder.encode(Record("chat", messages))[0]
+        ids, labels = torch.tensor(piece.input_ids), torch.tensor(piece.labels)
+        divergence, agreement = _compare(base_model, specialist_model, ids, labels, bfloat16)
+        shown = {"id": prompt.id, "prompt": prompt.prompt[:200]}
+        divergences.append(Item(value=divergence, **shown))
+        agreements.append(Item(value=agreement, **shown))
+        zero.append(Item(value=0.0, **shown))
+        perfect.append(Item(value=1.0, **shown))
+    before += [_benchmark("kl", False, zero), _benchmark("top1_agreement", True, perfect)]
+    after += [_benchmark("kl", False, divergences), _benchmark("top1_agreement", True, agreements)]
+    return before, after
+
+
+@torch.no_grad()
+def _compare(base: Any, specialist: Any, ids: Tensor, labels: Tensor, bfloat16: bool) -> tuple[float, float]:
+    """Return mean KL(base || specialist) and top-1 agreement over the response positions of one conversation."""
+    kept = (labels[1:] != -100).nonzero().squeeze(-1)
+    found = []
+    for model in (base, specialist):
+        split = SplitModel(model)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bfloat16):
+            found.append(split.logits(split.hidden(input_ids=ids[None])[0, kept]).float().log_softmax(-1))
+    ours, theirs = found
+    divergence = (ours.exp() * (ours - theirs)).sum(-1).mean()
+    return max(float(divergence), 0.0), float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
+
+
+def _benchmark(measure: str, higher: bool, items: list[Item]) -> Benchmark:
+    return Benchmark(name=f"forgetting/{measure}", role="forgetting", metric=measure, higher_is_better=higher, items=items,
+                     score=sum(item.value for item in items) / len(items), settings={"from": "built in"})  # fmt: skip
