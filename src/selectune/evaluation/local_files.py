@@ -23,7 +23,9 @@ def _open(root: Path, *names: str) -> Iterator[str]:
     for name in names:
         for path in (root / name, root / f"{name}.gz"):
             if path.is_file():
-                opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+                opened = (
+                    gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+                )
                 with opened as file:
                     yield from file
                 return
@@ -86,7 +88,9 @@ def _winogrande(root: Path) -> Rows:
         start = len(os.path.commonprefix([first, second]))
         start = first.rfind(" ", 0, start) + 1  # the options differ in whole words
         sentence = f"{first[:start]}_ {row['continuation']}"
-        rows.append({"sentence": sentence, "option1": first[start:], "option2": second[start:], "answer": str(row["gold"] + 1)})
+        rows.append(
+            {"sentence": sentence, "option1": first[start:], "option2": second[start:], "answer": str(row["gold"] + 1)}
+        )
     return {"validation": rows}
 
 

@@ -125,7 +125,9 @@ class Scorer:
                 sums[owner][2] = min(sums[owner][2], margin)
             yield list(sums), [(total, best, margin) for total, best, margin in sums.values()]
 
-    def _lay_out(self, batch: list[tuple[list[int], list[int]]], cut: Any) -> tuple[dict[str, Tensor], Tensor, Tensor, list[int]]:
+    def _lay_out(
+        self, batch: list[tuple[list[int], list[int]]], cut: Any
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, list[int]]:
         """Lay rows side by side: context, then every continuation, each with positions that go on from the context."""
         width = max(len(context) + sum(len(cut[i][1]) - 1 for i in indices) for context, indices in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -190,9 +192,7 @@ class Scorer:
                 worst = max(worst, abs(total - found[index][0]) / len(cut[index][1]) ** 0.5)
         return worst
 
-    def _doubtful(
-        self, indices: list[int], cut: Any, found: Any, noise: float, lengths: Sequence[int] | None
-    ) -> bool:
+    def _doubtful(self, indices: list[int], cut: Any, found: Any, noise: float, lengths: Sequence[int] | None) -> bool:
         """Whether rounding could change a decision: which choice is best, by sum or per length, or what is greedy."""
         error = {index: NOISE_MARGIN * noise * len(cut[index][1]) ** 0.5 for index in indices}
         if len(indices) == 1:  # decided by whether the continuation is the greedy one

@@ -1,0 +1,108 @@
+"""The built-in domain as a readable manual.
+
+Knows: the chapters, and how an entity's facts become a short paragraph.
+Does not know: questions; a reader of documents is meant to make its own.
+"""
+
+from selectune.demo import facts
+
+
+def manual() -> str:
+    """Return the manual as Markdown."""
+    return (
+        "\n\n".join([*_opening(), *_safety(), *_parts(), *_settings(), *_lamps(), *_jobs(), *_faults(), *_rest()])
+        + "\n"
+    )
+
+
+def _opening() -> list[str]:
+    g = facts.GENERAL
+    return [
+        f"# {facts.MACHINE}: service manual",
+        f"*{facts.MAKER}, {g['home town']}. The machine, its maker and everything below are invented.*",
+        "## 1. The machine",
+        f"The {facts.MACHINE} is a harbour machine for {g['main purpose']}. It was designed by {g['designer']} and "
+        f"is made by {g['maker']} at {g['home town']}. Seaweed goes in at the seaward end, is washed and tumbled, laid "
+        "out as pulp, pressed, dried in the loft and delivered in stacks on the landward side.",
+        f"The frame is painted {g['frame colour']}. Empty, the machine weighs {g['empty weight']}; in a day it gives "
+        f"{g['daily output']}. The warranty term is {g['warranty term']}. The operator stands at the lectern, "
+        "in sight of the lamp mast.",
+    ]
+
+
+def _safety() -> list[str]:
+    g = facts.GENERAL
+    return [
+        "## 2. Safety",
+        f"An operator is no younger than {g['minimum operator age']} and wears {g['required glove type']}. "
+        f"Feed by hand no more than {g['largest hand-fed charge']} in one charge. "
+        f"Before anyone enters the loft, let it cool for {g['cooling time before entry']}. "
+        f"The drum is lifted by {g['crew for lifting the drum']}, never by fewer. "
+        f"The wind limit for roof work is {g['wind limit for roof work']}. "
+        f"Renew the fire blanket {g['fire blanket renewal']}. "
+        f"In an evacuation, everyone meets at {g['evacuation meeting point']}.",
+        "While the machine runs, keep these distances:",
+        "\n".join(f"- {name}: {distance}" for name, distance in facts.DISTANCES.items()),
+    ]
+
+
+def _parts() -> list[str]:
+    lines = ["## 3. Parts", "Each part is ordered by its number from the supplier whose code is given."]
+    for name, (number, material, place, interval, supplier, work) in facts.PARTS.items():
+        bolts = f" Tighten its bolts to {facts.TORQUES[name]}." if name in facts.TORQUES else ""
+        lines += [
+            f"### {name.capitalize()} ({number})",
+            f"The {name} {work}. It is made of {material} and fitted {place}. Service it {interval}.{bolts} "
+            f"Order part {number} from {supplier}.",
+        ]
+    return lines
+
+
+def _settings() -> list[str]:
+    rows = [f"| {name} | {value} | {place} |" for name, (value, place) in facts.SETTINGS.items()]
+    return [
+        "## 4. Settings",
+        "Every setting is counted in notches, from 1 to 99. After a service, return each one to its factory value.",
+        "\n".join(["| setting | factory value | changed |", "|---|---|---|", *rows]),
+    ]
+
+
+def _lamps() -> list[str]:
+    return [
+        "## 5. The lamp mast",
+        "\n".join(
+            f"- **{signal.capitalize()}**: {meaning}. What to do: {action}."
+            for signal, (meaning, action) in facts.LAMPS.items()
+        ),
+    ]
+
+
+def _jobs() -> list[str]:
+    lines = ["## 6. Procedures"]
+    for name, (first, between, last, tool, time) in facts.JOBS.items():
+        steps = [f"{number}. {step.capitalize()}." for number, step in enumerate((first, *between, last), start=1)]
+        lines += [f"### {name.capitalize()}", f"Tool: the {tool}. Time allowed: {time}.", "\n".join(steps)]
+    return lines
+
+
+def _faults() -> list[str]:
+    lines = [
+        "## 7. Fault codes",
+        "An alarm has one of four grades, named after the weather at sea. "
+        "In order of weight: ripple, swell, squall, tempest.",
+    ]
+    for code, (meaning, cause, remedy, grade) in facts.FAULTS.items():
+        lines += [f"### {code}: {meaning} ({grade})", f"The usual cause is {cause}. To clear the fault, {remedy}."]
+    return lines
+
+
+def _rest() -> list[str]:
+    supplies = [
+        f"- **{name.capitalize()}** is ordered in {crate}, keeps for {time}, and is stored {place}."
+        for name, (crate, time, place) in facts.SUPPLIES.items()
+    ]
+    attachments = [
+        f"- The **{name}** fits machines from {serial} onward and is mounted {place}."
+        for name, (serial, place) in facts.ATTACHMENTS.items()
+    ]
+    return ["## 8. Supplies", "\n".join(supplies), "## 9. Attachments", "\n".join(attachments)]
