@@ -8,6 +8,7 @@ Three doors lead here: :func:`specialize` from Python, ``selectune specialize`` 
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,13 +20,24 @@ from selectune import recipe as recipes
 from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.recipe import Recipe
-from selectune.run import BlockScore, DataSummary, Evaluation, Run, Sample, Scores, Verdict, folder_atomically
+from selectune.run import (
+    BlockScore,
+    DataSummary,
+    Evaluation,
+    Run,
+    Sample,
+    Scores,
+    Verdict,
+    fingerprint,
+    folder_atomically,
+    write_atomically,
+)
 
 
 def specialize(
     train: str | Path | list[str] | None = None,
     *,
-    recipe: str | Path | Recipe | None = None,
+    recipe: str | Path | Recipe | dict[str, Any] | None = None,
     folder: str | Path | None = None,
     quiet: bool = False,
     **values: Any,
@@ -34,7 +46,7 @@ def specialize(
 
     Args:
         train: a file, folder, glob or hub id of training records (``data.train`` of the recipe).
-        recipe: a recipe file or a :class:`Recipe`; ``values`` override its keys.
+        recipe: a recipe file, a :class:`Recipe` or its values; ``values`` override its keys.
         folder: the run folder; left out, a new one in the recipe's ``output``.
         quiet: show no progress.
         values: recipe keys, such as ``form="lora"`` or ``training={"epochs": 5}``.
@@ -45,13 +57,16 @@ def specialize(
     Raises:
         UserError: a mistake in the input. Interrupted: Ctrl-C during training; go on with :func:`resume`.
     """
-    given = recipe.model_dump() if isinstance(recipe, Recipe) else recipes.read_values(recipe) if recipe else {}
+    if isinstance(recipe, Recipe | dict):
+        given = recipe.model_dump() if isinstance(recipe, Recipe) else recipe
+    else:
+        given = recipes.read_values(recipe) if recipe else {}
     given = merge(given, values)
     if train is not None:
         given = merge(
             given, {"data": {"train": [str(item) for item in train] if isinstance(train, list) else str(train)}}
         )
-    resolved = recipes.parse(given, None if isinstance(recipe, Recipe) else recipe)
+    resolved = recipes.parse(given, recipe if isinstance(recipe, str | Path) else None)
     if resolved.data.train is None:
         raise UserError("no training data", field="data.train", expected="a file, folder, glob or hub id")
     return execute(Run.create(folder or free_folder(resolved), resolved), quiet)
@@ -210,13 +225,27 @@ class _Chain:
         return Evaluation(model=name, benchmarks=benchmarks), answers
 
     def measure_base(self) -> None:
-        def work(meter: Meter) -> None:
-            base = self.base
-            measured, answers = self.evaluate(base.model, base.tokenizer, "base")
-            self.run.write("base_evaluation.json", measured)
-            self.run.write("base_answers.json", [list(answer) for answer in answers])
+        from selectune import models
 
-        inputs = {"base": self.base.fingerprint, "evaluation": self.recipe.evaluation.model_dump(exclude=_JUDGING)}
+        inputs = {
+            "base": models.fingerprint(models.locate(self.recipe.base), self.recipe.base),
+            "evaluation": self.recipe.evaluation.model_dump(exclude=_JUDGING),
+            "test": [record.key for record in self.records("test")],
+            "encoder": [self.recipe.data.system, self.recipe.data.max_length, self.recipe.data.long_records],
+            "bfloat16": self.bfloat16,
+        }
+        kept = models.cache_folder() / "measurements" / f"{fingerprint({**inputs, 'version': __version__})}.json"
+
+        def work(meter: Meter) -> None:
+            """Measure the base, or take what an earlier run with the same base, test set and settings measured."""
+            if not kept.exists():
+                base = self.load_base(quantised=False)  # what the user has, even where a form then holds it in 4 bits
+                measured, answers = self.evaluate(base.model, base.tokenizer, "base")
+                write_atomically(kept, json.dumps({"evaluation": measured.model_dump(mode="json"), "answers": answers}))
+            values = json.loads(kept.read_text(encoding="utf-8"))
+            self.run.write("base_evaluation.json", Evaluation(**values["evaluation"]))
+            self.run.write("base_answers.json", values["answers"])
+
         self.stage("measure_base", inputs, work)
 
     def choose(self) -> None:
@@ -288,7 +317,7 @@ class _Chain:
             rows = {split: pack(pieces, length, packing, padding) for split, pieces in encoded.items()}
             self._note_tokens(rows["train"], sum(len(piece.input_ids) for piece in encoded["train"]))
             model = self.form.apply(base, Selection.load(self.run.path("selection.safetensors")), self.recipe.seed)
-            self.__dict__.pop("base")  # the form changed it
+            del self.base  # the form has changed it
             plan = training.plan(
                 model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json")
             )
@@ -380,8 +409,6 @@ _JUDGING = {"confidence", "tolerance", "require_retention"}
 
 
 def _pair_answers(before: str, after: list[tuple[str, str, str, str]]) -> list[Sample]:
-    import json
-
     earlier = {item[0]: item[3] for item in json.loads(before)}
     return [
         Sample(id=item, prompt=prompt, target=target, before=earlier.get(item, ""), after=answer)

@@ -12,3 +12,18 @@ from pathlib import Path
 def files() -> dict[str, Path]:
     """Return the paths of `train.jsonl`, `test.jsonl` and `manual.md`, by these names."""
     return {name: Path(__file__).with_name(name) for name in ("train.jsonl", "test.jsonl", "manual.md")}
+
+
+def recipe(output: str | Path = "runs") -> dict[str, object]:
+    """Return the recipe of the demonstration, as values."""
+    paths = files()
+    return {
+        "name": "demo",
+        "output": str(output),
+        "data": {"train": str(paths["train.jsonl"]), "test": str(paths["test.jsonl"]), "max_length": 256,
+                 "system": "You answer questions about the Tidewren 7."},
+        "form": "full",
+        "parameters": "fisher_blocks:k=10",
+        "training": {"epochs": 6, "learning_rate": 5e-4, "batch_sequences": 16, "micro_batch_sequences": 4, "evaluations": 3},
+        "evaluation": {"target_items": None, "samples": 12, "max_new_tokens": 32},
+    }  # fmt: skip

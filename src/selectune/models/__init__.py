@@ -1,8 +1,19 @@
 """What is this base made of? Loading it, its anatomy, exporting it again, and the machine it runs on."""
 
 from selectune.models.anatomy import Anatomy, Block
-from selectune.models.builtin import BUILTIN
-from selectune.models.load import Base, load_base
+from selectune.models.builtin import BUILTIN, cache_folder
+from selectune.models.load import Base, fingerprint, load_base, locate
 from selectune.models.machine import bf16_is_fast, doctor, environment
 
-__all__ = ["BUILTIN", "Anatomy", "Base", "Block", "bf16_is_fast", "doctor", "environment", "load_base"]
+__all__ = [
+    "BUILTIN",
+    "Anatomy",
+    "Base",
+    "Block",
+    "bf16_is_fast",
+    "doctor",
+    "environment",
+    "fingerprint",
+    "load_base",
+    "locate",
+]

@@ -69,6 +69,8 @@ class Anatomy:
     vocabulary: int
     total_parameters: int
     """Tied weights counted once."""
+    sizes: dict[str, int]
+    """Entries of each parameter."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Anatomy:
@@ -107,6 +109,7 @@ class Anatomy:
             hidden_size=config.hidden_size,
             vocabulary=config.vocab_size,
             total_parameters=sum(_count(value) for value in parameters.values()),
+            sizes={name: _count(value) for name, value in parameters.items()},
         )
 
 

@@ -28,7 +28,7 @@ from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models.head import SplitModel
 from selectune.objectives.objective import Objective
-from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
@@ -268,44 +268,6 @@ def train(
         min((log["eval_loss"], log["step"]) for log in state.log_history if "eval_loss" in log) if keep_best else None
     )
     return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None)
-
-
-def plan_steps(
-    sequences: int, tokens: int, recipe: TrainingRecipe, budget: BudgetRecipe, seconds_per_step: float
-) -> int:
-    """Return the number of optimiser steps: the smallest of what epochs, ``max_steps`` and the budget allow.
-
-    Args:
-        sequences: packed sequences in one epoch. tokens: tokens in them.
-        seconds_per_step: measured; used only with a budget in minutes.
-    """
-    steps_per_epoch = math.ceil(sequences / recipe.batch_sequences)
-    limits = [math.ceil(recipe.epochs * steps_per_epoch)]
-    if recipe.max_steps:
-        limits.append(recipe.max_steps)
-    if budget.tokens:
-        limits.append(int(budget.tokens / (tokens / sequences * recipe.batch_sequences)))
-    if budget.minutes:
-        limits.append(int(budget.minutes * 60 / seconds_per_step))
-    return max(1, min(limits))
-
-
-def measure_seconds_per_step(
-    model: nn.Module, rows: list[dict[str, Tensor]], recipe: TrainingRecipe, objective: Objective, bfloat16: bool
-) -> float:
-    """Time two forward and backward passes and scale them to a whole step; the model is left as it was."""
-    keep_freed_memory()
-    split, times = SplitModel(model), []
-    batch = _stack(rows[: recipe.micro_batch_sequences])
-    for _ in range(3):
-        begin = time.perf_counter()
-        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
-            hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
-            loss = objective.total(split.logits, hidden, batch["labels"])
-        loss.backward()
-        model.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - begin)
-    return min(times[1:]) * math.ceil(recipe.batch_sequences / recipe.micro_batch_sequences)
 
 
 class _SaveEvery(TrainerCallback):

@@ -66,38 +66,78 @@ KNOWLEDGE: list[tuple[str, str]] = [
     ("Paper is made from", "wood.|iron.|wool.|sand."),
 ]
 PASSAGES: list[tuple[str, list[tuple[str, str]]]] = [
-    ("Mira left the harbour at dawn in a small red boat. By noon the wind had dropped, so she rowed to the island, where her "
-     "brother was waiting with fresh bread.",
-     [("What colour was the boat?", "Red|Green|White|Blue"), ("Who was waiting on the island?", "Her brother|Her teacher|A sailor|Her mother"),
-      ("When did Mira leave?", "At dawn|At noon|At midnight|In the evening")]),
-    ("The old clock in the village hall stopped on a Tuesday. Mr. Okoro, the baker, repaired it with a spring from a broken "
-     "toaster, and it has been five minutes fast ever since.",
-     [("What is Mr. Okoro's trade?", "He is a baker|He is a farmer|He is a pilot|He is a tailor"), ("On what day did the clock stop?", "Tuesday|Sunday|Friday|Monday"),
-      ("Where did the spring come from?", "A toaster|A car|A bed|A piano")]),
-    ("Lena wanted to grow tomatoes, but her balcony faces north and gets little sun. Her neighbour suggested lettuce instead, "
-     "and in June she picked the first leaves.",
-     [("What did Lena want to grow?", "Tomatoes|Roses|Beans|Melons"), ("What did the neighbour suggest?", "Lettuce|Carrots|Onions|Apples"),
-      ("In which month did she pick the first leaves?", "June|March|October|January")]),
-    ("The museum is closed on Mondays. On other days it opens at ten and closes at six, except on Thursdays, when it stays open "
-     "until nine. Children enter free.",
-     [("On which day is the museum closed?", "Monday|Thursday|Sunday|Friday"), ("When does it open?", "At ten|At six|At nine|At noon"),
-      ("Who enters free?", "Children|Teachers|Soldiers|Nobody")]),
-    ("Two brothers bought a donkey. The elder fed it in the morning and the younger in the evening. When the elder travelled to "
-     "the city for a month, the donkey grew thin.",
-     [("What did the brothers buy?", "A donkey|A house|A cart|A goat"), ("Who fed it in the evening?", "The younger|The elder|A servant|Nobody"),
-      ("Where did the elder travel?", "To the city|To the sea|To a farm|To a mountain")]),
-    ("Storms had blocked the mountain road for three days. The doctor came by helicopter, set the shepherd's broken leg, and stayed "
-     "for soup before flying back.",
-     [("How did the doctor come?", "By helicopter|By train|On foot|By boat"), ("What was broken?", "A leg|An arm|A window|A bridge"),
-      ("For how long was the road blocked?", "Three days|Two weeks|One hour|A year")]),
-    ("Aunt Rosa keeps her recipes in a blue tin. The oldest, for plum cake, was written by her grandmother in pencil, and half "
-     "the words have faded.",
-     [("What colour is the tin?", "Blue|Red|Silver|Green"), ("Which cake is the oldest recipe for?", "Plum cake|Lemon cake|Carrot cake|Honey cake"),
-      ("With what was it written?", "A pencil|Ink|A typewriter|Chalk")]),
-    ("Jon plays the trumpet, and his sister Eva plays the drums. They practise in the garage because their father works at night "
-     "and sleeps until two.",
-     [("What does Eva play?", "The drums|The trumpet|The piano|The flute"), ("Where do they practise?", "In the garage|In the kitchen|At school|In the attic"),
-      ("When does their father work?", "At night|In the morning|At noon|On Sundays")]),
+    (
+        "Mira left the harbour at dawn in a small red boat. By noon the wind had dropped, so she rowed to the island, where her "
+        "brother was waiting with fresh bread.",
+        [
+            ("What colour was the boat?", "Red|Green|White|Blue"),
+            ("Who was waiting on the island?", "Her brother|Her teacher|A sailor|Her mother"),
+            ("When did Mira leave?", "At dawn|At noon|At midnight|In the evening"),
+        ],
+    ),
+    (
+        "The old clock in the village hall stopped on a Tuesday. Mr. Okoro, the baker, repaired it with a spring from a broken "
+        "toaster, and it has been five minutes fast ever since.",
+        [
+            ("What is Mr. Okoro's trade?", "He is a baker|He is a farmer|He is a pilot|He is a tailor"),
+            ("On what day did the clock stop?", "Tuesday|Sunday|Friday|Monday"),
+            ("Where did the spring come from?", "A toaster|A car|A bed|A piano"),
+        ],
+    ),
+    (
+        "Lena wanted to grow tomatoes, but her balcony faces north and gets little sun. Her neighbour suggested lettuce instead, "
+        "and in June she picked the first leaves.",
+        [
+            ("What did Lena want to grow?", "Tomatoes|Roses|Beans|Melons"),
+            ("What did the neighbour suggest?", "Lettuce|Carrots|Onions|Apples"),
+            ("In which month did she pick the first leaves?", "June|March|October|January"),
+        ],
+    ),
+    (
+        "The museum is closed on Mondays. On other days it opens at ten and closes at six, except on Thursdays, when it stays open "
+        "until nine. Children enter free.",
+        [
+            ("On which day is the museum closed?", "Monday|Thursday|Sunday|Friday"),
+            ("When does it open?", "At ten|At six|At nine|At noon"),
+            ("Who enters free?", "Children|Teachers|Soldiers|Nobody"),
+        ],
+    ),
+    (
+        "Two brothers bought a donkey. The elder fed it in the morning and the younger in the evening. When the elder travelled to "
+        "the city for a month, the donkey grew thin.",
+        [
+            ("What did the brothers buy?", "A donkey|A house|A cart|A goat"),
+            ("Who fed it in the evening?", "The younger|The elder|A servant|Nobody"),
+            ("Where did the elder travel?", "To the city|To the sea|To a farm|To a mountain"),
+        ],
+    ),
+    (
+        "Storms had blocked the mountain road for three days. The doctor came by helicopter, set the shepherd's broken leg, and stayed "
+        "for soup before flying back.",
+        [
+            ("How did the doctor come?", "By helicopter|By train|On foot|By boat"),
+            ("What was broken?", "A leg|An arm|A window|A bridge"),
+            ("For how long was the road blocked?", "Three days|Two weeks|One hour|A year"),
+        ],
+    ),
+    (
+        "Aunt Rosa keeps her recipes in a blue tin. The oldest, for plum cake, was written by her grandmother in pencil, and half "
+        "the words have faded.",
+        [
+            ("What colour is the tin?", "Blue|Red|Silver|Green"),
+            ("Which cake is the oldest recipe for?", "Plum cake|Lemon cake|Carrot cake|Honey cake"),
+            ("With what was it written?", "A pencil|Ink|A typewriter|Chalk"),
+        ],
+    ),
+    (
+        "Jon plays the trumpet, and his sister Eva plays the drums. They practise in the garage because their father works at night "
+        "and sleeps until two.",
+        [
+            ("What does Eva play?", "The drums|The trumpet|The piano|The flute"),
+            ("Where do they practise?", "In the garage|In the kitchen|At school|In the attic"),
+            ("When does their father work?", "At night|In the morning|At noon|On Sundays"),
+        ],
+    ),
 ]
 STORIES = [("apples", "Tom"), ("coins", "Ana"), ("stamps", "Ben"), ("books", "Sara"), ("pencils", "Leo"), ("shells", "Nina"),
            ("marbles", "Omar"), ("cards", "Ida"), ("eggs", "Paul"), ("tickets", "Maya")]  # fmt: skip
@@ -154,7 +194,11 @@ def questions() -> list[dict[str, object]]:
 
 def _knowledge(generator: random.Random) -> list[Question]:
     found: list[Question] = [(context, choices.split("|")) for context, choices in KNOWLEDGE]
-    for table, pattern in ((CAPITALS, "The capital of {} is"), (OPPOSITES, "The opposite of {} is"), (YOUNG, "A young {} is called a")):
+    for table, pattern in (
+        (CAPITALS, "The capital of {} is"),
+        (OPPOSITES, "The opposite of {} is"),
+        (YOUNG, "A young {} is called a"),
+    ):
         pairs = [entry.rsplit(" ", 1) for entry in table.split("|")]
         for left, right in pairs:
             others = generator.sample([other for _, other in pairs if other != right], 3)

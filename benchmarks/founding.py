@@ -1,0 +1,159 @@
+"""The founding experiment: which tuning on which data moves which benchmark?
+
+Repeats, at the scale of two cores, the study this project began with ("Slimming Down LLMs Without Losing Their Minds", arXiv
+2506.10885): LoRA, QLoRA, full fine-tuning and Fisher blocks, each fine-tuned on HellaSwag train, GSM8K train and MMLU's
+development and validation questions in turn, each measured on HellaSwag, GSM8K and MMLU computer science.
+
+    python benchmarks/founding.py --data-root ../shared/data --output runs/founding
+
+Every run is resumed where it was left; the table is written again after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from selectune import pipeline
+from selectune.errors import UserError
+from selectune.run import DataSummary, Difference, Run, Scores, Verdict
+
+METHODS: dict[str, dict[str, Any]] = {
+    "LoRA": {"form": "lora", "training": {"learning_rate": 5e-4}},
+    "Fisher blocks (8 of 30)": {
+        "form": "full",
+        "parameters": "fisher_blocks:k=8,examples=32",
+        "training": {"learning_rate": 1e-4},
+    },
+    "full": {"form": "full", "training": {"learning_rate": 5e-5}},
+    "QLoRA": {"form": "qlora", "training": {"learning_rate": 5e-4}},
+    "full, naive (learning rate 1e-3)": {"form": "full", "training": {"learning_rate": 1e-3}},
+}
+NAIVE = "full, naive (learning rate 1e-3)"
+DATA = ("hellaswag", "gsm8k", "mmlu")
+BENCHMARKS = ["hellaswag", "gsm8k", "mmlu_cs", "probe"]
+ROWS = ("hellaswag", "gsm8k", "gsm8k/answer_nll", "mmlu_cs", "probe", "forgetting/cross_entropy")
+
+
+def write_training_files(root: Path, folder: Path, records: int) -> None:
+    """Write each data set's training records in its benchmark's own wording."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[tuple[str, str]]] = {"hellaswag": [], "gsm8k": [], "mmlu": []}
+    for line in (root / "hellaswag/train_mc_1k.jsonl").read_text(encoding="utf-8").splitlines():
+        value = json.loads(line)
+        rows["hellaswag"].append((value["question"], value["choices"][value["answer"]]))
+    with gzip.open(root / "gsm8k/train.jsonl.gz", "rt", encoding="utf-8") as file:
+        for line in file:
+            value = json.loads(line)
+            rows["gsm8k"].append((f"Question: {value['question']}\nAnswer:", value["answer"]))
+    for path in sorted([*(root / "mmlu/dev").glob("*.csv"), *(root / "mmlu/val").glob("*.csv")]):
+        with path.open(encoding="utf-8", newline="") as file:
+            for cells in csv.reader(file):
+                choices = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", cells[1:5], strict=True))
+                rows["mmlu"].append((f"{cells[0].strip()}\n{choices}\nAnswer:", cells[5]))
+    for name, pairs in rows.items():
+        step = max(1, len(pairs) // records)  # spread over the whole file, so over all subjects
+        text = "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs[::step][:records])
+        if not (folder / f"{name}.jsonl").exists():
+            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def recipe_of(data: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return one cell's recipe."""
+    folder = Path(arguments.output)
+    short = method.split(" (")[0].replace(", ", "-").replace(" ", "-").lower()
+    base = {
+        "name": f"{data}-{short}",
+        "output": str(folder),
+        "data": {"train": str(folder / "data" / f"{data}.jsonl"), "test_fraction": 0.0, "dev_fraction": 0.05, "max_length": 384},
+        "training": {"epochs": arguments.epochs, "evaluations": 2, "batch_sequences": 8},
+        "evaluation": {"target": "off", "benchmarks": BENCHMARKS, "items": arguments.items, "few_shot": 0, "samples": 0,
+                       "data_root": str(arguments.data_root)},
+    }  # fmt: skip
+    return pipeline.merge(base, METHODS[method])
+
+
+def cell(difference: Difference) -> str:
+    """Write a difference with its interval."""
+    scale, digits = (1, 3) if difference.metric in ("answer_nll", "cross_entropy") else (100, 1)
+    low, high = difference.low * scale, difference.high * scale
+    return f"{difference.difference * scale:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def write_results(arguments: argparse.Namespace) -> None:
+    """Write the JSON of every finished run, and the tables made from it."""
+    found: list[dict[str, Any]] = []
+    for data in DATA:
+        for method in METHODS:
+            run = Run(Path(arguments.output) / str(recipe_of(data, method, arguments)["name"]))
+            if not run.has("verdict.json"):
+                continue
+            verdict, scores = run.read("verdict.json", Verdict), run.read("scores.json", Scores)
+            costs = {cost.stage: cost for cost in run.costs()}
+            found.append({
+                "data": data, "method": method, "retained": verdict.retained,
+                "records": run.read("data.json", DataSummary).splits, "trained_parameters": scores.trained_parameters,
+                "train_seconds": costs["train"].seconds, "choose_seconds": costs["choose"].seconds,
+                "peak_memory_bytes": costs["train"].peak_memory_bytes, "backward_tokens": costs["train"].backward_tokens,
+                "differences": [difference.model_dump() for difference in verdict.differences],
+                "trained_blocks": [block.block for block in scores.blocks if block.trained],
+            })  # fmt: skip
+    target = Path(__file__).parent / "results"
+    target.mkdir(exist_ok=True)
+    settings = {"records": arguments.records, "items": arguments.items, "epochs": arguments.epochs, "few_shot": 0}
+    (target / "founding.json").write_text(json.dumps({"settings": settings, "runs": found}, indent=1), encoding="utf-8")
+    lines = []
+    for method in METHODS:
+        runs = [entry for entry in found if entry["method"] == method]
+        if not runs:
+            continue
+        lines += [f"### {method}", "", "| measured on | base | " + " | ".join(f"after {r['data']}" for r in runs) + " |",
+                  "|---|---|" + "---|" * len(runs)]  # fmt: skip
+        for name in ROWS:
+            entries = [next(Difference(**d) for d in r["differences"] if d["benchmark"] == name) for r in runs]
+            before = entries[0].before
+            shown = f"{before:.3f}" if entries[0].metric in ("answer_nll", "cross_entropy") else f"{before:.1%}"
+            lines.append(f"| {name} ({entries[0].items}) | {shown} | " + " | ".join(map(cell, entries)) + " |")
+        lines.append("| verdict on retention | | " + " | ".join(r["retained"] for r in runs) + " |")
+        lines.append("| trained parameters | | " + " | ".join(f"{r['trained_parameters']:,}" for r in runs) + " |")
+        lines.append("| training, choosing: seconds | | " + " | ".join(
+            f"{r['train_seconds']:.0f}, {r['choose_seconds']:.0f}" for r in runs) + " |")  # fmt: skip
+        lines.append(
+            "| peak memory, GiB | | " + " | ".join(f"{r['peak_memory_bytes'] / 2**30:.1f}" for r in runs) + " |"
+        )
+        lines.append("")
+    (target / "founding_tables.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Run every cell that is not finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("runs/founding"))
+    parser.add_argument("--records", type=int, default=320, help="training records of each set")
+    parser.add_argument("--items", type=int, default=60, help="items of each benchmark task")
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--table", action="store_true", help="only write the tables again")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        write_training_files(arguments.data_root, arguments.output / "data", arguments.records)
+        for method in METHODS:
+            for data in DATA if method != NAIVE else ("gsm8k",):
+                begin = time.perf_counter()
+                try:
+                    pipeline.specialize(recipe=recipe_of(data, method, arguments), quiet=True)
+                except UserError as error:
+                    print(f"{data}, {method}: {error}", flush=True)
+                    continue
+                print(f"{data}, {method}: {time.perf_counter() - begin:.0f} s", flush=True)
+                write_results(arguments)
+    write_results(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What is kept afterwards? Merging what was trained into the base, and writing a model that needs nothing of Selectune."""
