@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selectune import catalogue
+from selectune import __version__, catalogue
 from selectune import recipe as recipes
 from selectune.errors import UserError
 from selectune.meter import Meter

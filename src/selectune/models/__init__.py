@@ -7,6 +7,7 @@ from selectune.models.machine import bf16_is_fast, doctor, environment
 
 __all__ = [
     "BUILTIN",
+    "cache_folder",
     "Anatomy",
     "Base",
     "Block",

@@ -1,2 +1,117 @@
-def show_data(s):
-    print(s.shape, s.columns, s.splits, s.dropped, s.contamination)
+"""Tables in the terminal. Knows: how things are shown to a person there. Does not know: how they were computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from selectune.errors import UserError
+from selectune.run import STAGES, DataSummary, Difference, Run, Sample, Verdict
+
+GOOD = {
+    "gained": "green",
+    "nothing lost": "green",
+    "lost": "red",
+    "too few items to say": "yellow",
+    "no clear gain": "yellow",
+}
+
+
+def number(difference: Difference, value: float, signed: bool = False) -> str:
+    """Write a value in its metric's unit: a share in per cent, anything else as it is."""
+    share = difference.metric not in ("answer_nll", "cross_entropy", "kl")
+    if share:
+        return f"{value * 100:{'+' if signed else ''}.1f}" + ("" if signed else " %")
+    return f"{value:{'+' if signed else ''}.3f}"
+
+
+def show_data(summary: DataSummary, console: Console | None = None) -> None:
+    """Show what the data was found to be, before training."""
+    console = console or Console(stderr=True)
+    columns = ", ".join(f"{role} = {name}" for role, name in summary.columns.items())
+    console.print(
+        f"[bold]Data[/]: {summary.read:,} records of shape [bold]{escape(summary.shape)}[/] ({escape(columns)})"
+    )
+    for dropped in summary.dropped:
+        console.print(f"  left out: {dropped.count:,} {dropped.reason}, such as {escape(dropped.examples[0][:80])!r}")
+    splits = ", ".join(f"{count:,} {name}" for name, count in summary.splits.items())
+    console.print(f"  used: {splits}")
+    for warning in summary.warnings:
+        console.print(f"  [yellow]note[/]: {escape(warning)}")
+    console.print(escape(summary.example[:400]), style="dim")
+
+
+def show_verdict(run: Run, console: Console | None = None) -> None:
+    """Show the verdict's table and the path of the report."""
+    console = console or Console()
+    verdict = run.read("verdict.json", Verdict)
+    table = Table(title=f"{run.name}: before and after", title_justify="left")
+    for column in ("measured", "items", "before", "after", "change", f"{verdict.confidence:.0%} interval", "verdict"):
+        table.add_column(column, justify="left" if column in ("measured", "verdict") else "right")
+    for row in verdict.differences:
+        interval = f"{number(row, row.low, True)} to {number(row, row.high, True)}"
+        colour = GOOD.get(row.verdict)
+        said = f"[{colour}]{row.verdict}[/]" if colour else row.verdict
+        table.add_row(f"{row.benchmark} ({row.metric})", str(row.items), number(row, row.before), number(row, row.after),
+                      number(row, row.difference, True), interval, said)  # fmt: skip
+    console.print(table)
+    console.print(f"[bold]{escape(verdict.headline)}[/]")
+    console.print(f"Report: {run.path('report.html')}", soft_wrap=True)
+
+
+def show_samples(run: Run, count: int = 4, console: Console | None = None) -> None:
+    """Show some answers before and after."""
+    import json
+
+    console = console or Console()
+    table = Table(title="Answers before and after", title_justify="left", show_lines=True)
+    for column in ("question", "wanted", "before", "after"):
+        table.add_column(column, overflow="fold")
+    for value in json.loads(run.path("samples.json").read_text(encoding="utf-8"))[:count]:
+        sample = Sample(**value)
+        table.add_row(*(escape(text[:300]) for text in (sample.prompt, sample.target, sample.before, sample.after)))
+    console.print(table)
+
+
+def state_of(run: Run) -> str:
+    """Say how far a run has come."""
+    missing = [stage for stage in STAGES if not run.finished(stage)]
+    return "finished" if not missing else f"can be resumed at '{missing[0]}'"
+
+
+def show_runs(folder: Path, console: Console | None = None) -> None:
+    """List the runs of a folder.
+
+    Raises:
+        UserError: the folder is not there, or holds no run.
+    """
+    console = console or Console()
+    runs = [Run(path.parent) for path in sorted(folder.glob("*/recipe.yaml"))] if folder.is_dir() else []
+    if not runs:
+        raise UserError("holds no runs", file=folder, mend="name the folder that was given as --output")
+    table = Table(title=f"Runs in {folder}", title_justify="left")
+    for column in ("run", "state", "target", "retained"):
+        table.add_column(column)
+    for run in runs:
+        gain = retained = ""
+        if run.has("verdict.json"):
+            verdict = run.read("verdict.json", Verdict)
+            target = next((row for row in verdict.differences if row.benchmark == "target"), None)
+            gain = f"{number(target, target.before)} to {number(target, target.after)}" if target else verdict.gained
+            retained = verdict.retained
+        table.add_row(escape(run.name), state_of(run), gain, retained)
+    console.print(table)
+
+
+def show_doctor(checks: list[Any], console: Console | None = None) -> None:
+    """Show what the doctor found."""
+    console = console or Console()
+    for check in checks:
+        mark = "[green]ok[/]  " if check.ok else "[red]look[/]"
+        console.print(
+            f"{mark} {check.name}: {escape(check.found)}" + ("" if check.ok else f" — {escape(check.advice)}")
+        )
