@@ -219,7 +219,7 @@ def train(
         load_best_model_at_end=keep_best,
         metric_for_best_model="eval_loss" if keep_best else None,
         greater_is_better=False if keep_best else None,
-        gradient_checkpointing=recipe.gradient_checkpointing,
+        activation_checkpointing=recipe.gradient_checkpointing,
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,

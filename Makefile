@@ -1,0 +1,29 @@
+# make demo: the main job on the built-in example.   make test: the whole test suite.
+# Both make .venv first and install exactly what constraints.txt says; the second time they find it ready.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	$(BIN)/selectune demo
+
+test: .venv/ready-test
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy src
+	$(BIN)/python -m pytest -q
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit('Selectune needs Python 3.11 or newer; name one with: make demo PYTHON=python3.12' if sys.version_info < (3, 11) else 0)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/ready-test: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs build dist *.egg-info src/*.egg-info

@@ -1,0 +1,142 @@
+"""The contract of every form and every parameter method, on tiny models of several architectures.
+
+Whatever the method: the budget is exact, the choice is deterministic, only what was selected changes, and a saved specialist
+gives the logits of the trained one.
+"""
+
+import pytest
+import torch
+
+from selectune import catalogue
+from selectune.adapters import load_specialist
+from selectune.data import Encoder, Message, Record
+from selectune.meter import Meter
+from selectune.models import load_base
+from selectune.parameters import Context, Selection
+from selectune.parameters.blocks import Blocks
+from selectune.training.trainer import SplitModel
+from tests.tiny import ARCHITECTURES
+
+RECORDS = [Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", f"Fault {i} means lamp {i * 7}."))) for i in range(6)]
+
+
+def context(base, seed=0):
+    return Context(base, Encoder(base.tokenizer, 128), RECORDS, [], torch.Generator().manual_seed(seed), Meter("choose"))
+
+
+def select(method, base, seed=0):
+    values = {"method": method} | ({"k": 2} if "k" in catalogue.methods("parameters")[method].model_fields else {})
+    return catalogue.create("parameters", values).select(context(base, seed))
+
+
+def train_a_little(model, base, steps=3):
+    pieces = [piece for record in RECORDS for piece in Encoder(base.tokenizer, 128).encode(record)]
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
+    split = SplitModel(model)
+    objective = catalogue.create("objectives", "cross_entropy")
+    for step in range(steps):
+        for piece in pieces[step % 2 :: 2]:  # accumulates
+            hidden = split.hidden(input_ids=torch.tensor([piece.input_ids]))
+            objective.total(split.logits, hidden, torch.tensor([piece.labels])).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(3, 30)[None], use_cache=False).logits
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("method", catalogue.methods("parameters"))
+def test_selections_are_exact_and_deterministic(method, architecture, tiny_folders):
+    base = load_base(tiny_folders[architecture])
+    first = select(method, base)
+    assert first == select(method, load_base(tiny_folders[architecture]))
+    if issubclass(catalogue.methods("parameters")[method], Blocks):
+        touched = [block for block in base.anatomy.blocks if any(first.covers(name) for name in block.parameters)]
+        assert len(touched) == 2
+        assert first.count() == sum(base.anatomy.sizes[name] for block in touched for name in block.parameters)
+    else:
+        assert first.count() == base.anatomy.total_parameters == sum(v.numel() for v in base.model.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("method", ["all", "last_blocks"])
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_only_the_selection_changes_and_survives_saving(form, method, architecture, tiny_folders, tmp_path):
+    base = load_base(tiny_folders[architecture])
+    original = {name: value.clone() for name, value in base.model.state_dict().items()}
+    selection = select(method, base)
+    made = catalogue.create("adapters", form)
+    model = made.apply(base, selection, seed=0)
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert sum(dict(model.named_parameters())[name].numel() for name in trained) == made.count(base, selection)
+    before = logits(model)
+    train_a_little(model, base)
+    after = logits(model)
+    assert not torch.equal(before, after)
+    for name, value in model.named_parameters():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        if plain in original and name not in trained:
+            assert torch.equal(value, original[plain]), name
+    made.save(model, base, tmp_path)
+    loaded = load_specialist(load_base(tiny_folders[architecture]), tmp_path)
+    assert torch.allclose(logits(loaded), after, atol=1e-5)
+    if form == "lora":
+        merged = loaded.merge_and_unload()
+        assert torch.allclose(logits(merged), after, atol=1e-3)
+
+
+def test_an_untrained_lora_is_the_base_and_seeds_decide(llama_folder):
+    found = []
+    for seed in (0, 0, 1):
+        base = load_base(llama_folder)
+        before = logits(base.model)
+        model = catalogue.create("adapters", "lora").apply(base, Selection.all(base.model), seed)
+        assert torch.equal(logits(model), before)
+        found.append(next(v.clone() for n, v in model.named_parameters() if "lora_A" in n))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_lora_is_the_base_plus_the_scaled_product(llama_folder):
+    base = load_base(llama_folder)
+    weight = base.model.model.layers[1].mlp.up_proj.weight.clone()
+    model = catalogue.create("adapters", "lora:rank=4,alpha=8").apply(base, Selection.all(base.model), 0)
+    layer = model.base_model.model.model.layers[1].mlp.up_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    by_hand = weight + layer.lora_B["default"].weight @ layer.lora_A["default"].weight * (8 / 4)
+    state = torch.randn(3, weight.shape[1])
+    assert torch.allclose(layer(state), state @ by_hand.T, atol=1e-4)
+
+
+def test_plain_peft_loads_the_adapter(llama_folder, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = load_base(llama_folder)
+    made = catalogue.create("adapters", "lora")
+    model = made.apply(base, Selection.all(base.model), 0)
+    train_a_little(model, base)
+    made.save(model, base, tmp_path)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama_folder), tmp_path)
+    assert torch.allclose(logits(plain.eval()), logits(model), atol=1e-5)
+
+
+def test_qlora_trains_on_a_four_bit_base(llama_folder, tmp_path):
+    base = load_base(llama_folder, dtype=torch.bfloat16, quantised=True)
+    made = catalogue.create("adapters", "qlora")
+    model = made.apply(base, Selection.all(base.model), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model)  # the first use may lay the packed weights out anew for this processor
+    packed = model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        train_a_little(model, base)
+        after = logits(model)
+    assert torch.equal(model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight, packed)
+    made.save(model, base, tmp_path)
+    again = load_specialist(load_base(llama_folder, dtype=torch.bfloat16, quantised=True), tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(logits(again), after, atol=1e-2)

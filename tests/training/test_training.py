@@ -1,0 +1,165 @@
+"""Training: exact packing, exact loss, and a killed run that resumes to the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from selectune import catalogue
+from selectune.data import Encoded, pack
+from selectune.errors import UserError
+from selectune.meter import Meter
+from selectune.models.head import SplitModel
+from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.training import plan_steps, train
+from tests.tiny import ARCHITECTURES, tiny
+
+
+def encoded(count=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for i in range(count):
+        ids = torch.randint(3, 250, (6 + 5 * i,), generator=generator).tolist()
+        made.append(Encoded(ids, [-100] * 3 + ids[3:]))
+    return made
+
+
+def loss(model, rows):
+    split, objective = SplitModel(model), catalogue.create("objectives", "cross_entropy")
+    return sum(
+        objective.total(split.logits, split.hidden(input_ids=r["input_ids"][None], position_ids=r["position_ids"][None]),
+                        r["labels"][None])
+        for r in rows
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_losses_and_gradients_are_those_of_single_records(architecture):
+    model = tiny(architecture).requires_grad_(True)
+    loss(model, pack(encoded(), 64)).backward()
+    packed = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    by_hand = 0
+    for record in encoded():
+        logits = model(input_ids=torch.tensor([record.input_ids]), use_cache=False).logits[0, :-1]
+        by_hand += functional.cross_entropy(logits, torch.tensor(record.labels[1:]), ignore_index=-100, reduction="sum")
+    by_hand.backward()
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            assert torch.allclose(packed[name], value.grad, atol=2e-3, rtol=1e-3), name
+
+
+def test_packing_is_exact_and_fits_best():
+    records = encoded(20)
+    records = [Encoded(r.input_ids[:60], r.labels[:60]) for r in records]
+    rows = pack(records, 64)
+    found = []
+    for row in rows:
+        starts = (row["position_ids"] == 0).nonzero().squeeze(-1).tolist() + [64]
+        found += [tuple(row["input_ids"][a:b].tolist()) for a, b in zip(starts, starts[1:])]
+    for record in records:
+        assert tuple(record.input_ids) in found
+    first_come, room = 1, 64
+    for record in records:
+        if len(record.input_ids) > room:
+            first_come, room = first_come + 1, 64
+        room -= len(record.input_ids)
+    assert len(rows) <= first_come
+    with pytest.raises(ValueError, match="longer"):
+        pack(encoded(20), 32)
+
+
+def run_training(folder, recipe=None, steps=8, model=None, **options):
+    model = model or tiny("llama")
+    model.requires_grad_(False)
+    model.model.layers[-1].requires_grad_(True)
+    recipe = recipe or TrainingRecipe(batch_sequences=2, micro_batch_sequences=1, evaluations=4)
+    options = {"learning_rate": 1e-2, **options}
+    result = train(model, pack(encoded(12), 64), pack(encoded(3, seed=9), 64), recipe=recipe, steps=steps,
+                   objective=catalogue.create("objectives", "cross_entropy"), bfloat16=False, folder=folder / "checkpoints",
+                   metrics=folder / "metrics.jsonl", seed=0, meter=Meter("train"), quiet=True, **options)  # fmt: skip
+    return result, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_only_what_trains_changes_and_the_best_checkpoint_is_kept(tmp_path):
+    before = tiny("llama").state_dict()
+    result, after = run_training(tmp_path)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed and all(".layers.3." in name for name in changed)
+    assert result.steps == 8 and result.best_dev_loss is not None
+    saved = load_file(tmp_path / "checkpoints" / f"checkpoint-{result.best_step}" / "trained.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in saved.items())
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    first, second = run_training(tmp_path / "a")[1], run_training(tmp_path / "b")[1]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "warmup_stable_decay"])
+def test_every_schedule_runs(schedule, tmp_path):
+    recipe = TrainingRecipe(batch_sequences=2, micro_batch_sequences=2, evaluations=0, schedule=schedule, warmup_fraction=0.25)
+    run_training(tmp_path, recipe)
+    import json
+
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").open() if "learning_rate" in line]
+    assert rates[0] < max(rates) <= 1e-2
+    assert (rates[-1] < max(rates)) == (schedule != "constant")
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
+    model = tiny("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"nan at step 1.*layers\.1\.mlp\.up_proj.*halve the learning rate"):
+        run_training(tmp_path, model=model)
+
+
+def test_plan():
+    recipe = TrainingRecipe(epochs=2, batch_sequences=8)
+    assert plan_steps(20, 20 * 512, recipe, BudgetRecipe()) == 6
+    assert plan_steps(20, 20 * 512, recipe, BudgetRecipe(tokens=8 * 512 * 2)) == 2
+    assert plan_steps(20, 20 * 512, recipe, BudgetRecipe(minutes=1), 20.0) == 3
+    with pytest.raises(UserError, match="does not reach for one step"):
+        plan_steps(20, 20 * 512, recipe, BudgetRecipe(minutes=0.1), 20.0)
+
+
+SCRIPT = """
+import pathlib, sys
+sys.path.insert(0, {root!r})
+from tests.training.test_training import run_training
+run_training(pathlib.Path({folder!r}), steps=60, recipe=__import__("selectune.recipe").recipe.TrainingRecipe(
+    batch_sequences=2, micro_batch_sequences=1, evaluations=4, save_steps=3, early_stop=None))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_resumes_to_the_same_weights(tmp_path):
+    root = os.getcwd()
+    kills = int(os.environ.get("SELECTUNE_KILLS", "3"))
+    generator = torch.Generator().manual_seed(0)
+    recipe = TrainingRecipe(batch_sequences=2, micro_batch_sequences=1, evaluations=4, save_steps=3)
+    _, expected = run_training(tmp_path / "undisturbed", recipe, steps=60)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    killed = 0
+    for _ in range(kills):
+        child = subprocess.Popen([sys.executable, "-c", SCRIPT.format(root=root, folder=str(folder))], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not (folder / "checkpoints").exists() and child.poll() is None and time.time() < deadline:
+            time.sleep(0.05)
+        time.sleep(float(torch.rand(1, generator=generator)) * 4)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            killed += 1
+        child.wait()
+    _, found = run_training(folder, recipe, steps=60)
+    assert killed >= 1
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    steps = [line.split(",")[0] for line in (folder / "metrics.jsonl").open() if '"loss"' in line]
+    assert len(steps) == len(set(steps)) == 60
