@@ -94,6 +94,8 @@ def load_base(
         if type(error).__name__ not in ("SafetensorError", "SafetensorsError"):
             raise
         raise UserError(f"the weights are damaged ({error})", file=source, mend="copy or download them again") from None
+    if quantised:
+        _keep_layout(model)
     notes = _complete(tokenizer)
     model.eval()
     model.requires_grad_(False)
@@ -251,6 +253,17 @@ def _nf4() -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def _keep_layout(model: Any) -> None:
+    """Keep 4-bit weights in their own layout.
+
+    On a CPU with bf16 instructions bitsandbytes lays them out anew at the first forward pass in evaluation mode, and its product
+    in that layout has no backward pass: gradients would be silently wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _explain(error: Exception, spec: str, source: Path, what: str) -> UserError:

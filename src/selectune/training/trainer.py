@@ -185,13 +185,11 @@ def train(
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
     accumulation = math.ceil(recipe.batch_sequences / recipe.micro_batch_sequences)
     evaluate_every = max(1, steps // recipe.evaluations) if recipe.evaluations and dev_data else None
-    save_every = recipe.save_steps or evaluate_every or max(1, steps // 4)
+    save_every = evaluate_every or recipe.save_steps or max(1, steps // 4)
     keep_best = bool(recipe.keep_best and evaluate_every)
     schedule, schedule_options = _SCHEDULES.get(recipe.schedule, recipe.schedule), {}
     if recipe.schedule == "warmup_stable_decay":
         schedule_options = {"num_decay_steps": max(1, round(steps * recipe.decay_fraction))}
-    if keep_best and evaluate_every and save_every != evaluate_every:
-        save_every = math.gcd(save_every, evaluate_every)
     arguments = TrainingArguments(
         output_dir=str(folder),
         run_name=run_name,
@@ -232,8 +230,8 @@ def train(
     callbacks: list[TrainerCallback] = [bar]
     if recipe.early_stop and keep_best:
         callbacks.append(EarlyStoppingCallback(recipe.early_stop))
-    if recipe.save_minutes:
-        callbacks.append(_SaveEvery(recipe.save_minutes * 60))
+    if recipe.save_minutes or recipe.save_steps:
+        callbacks.append(_SaveEvery((recipe.save_minutes or 0) * 60, recipe.save_steps))
     try:
         with EndAtStep() as interruption:
             trainer = SelectiveTrainer(
@@ -271,13 +269,14 @@ def train(
 
 
 class _SaveEvery(TrainerCallback):
-    """Asks for a checkpoint every so many seconds."""
+    """Asks for a checkpoint every so many seconds or steps, beside those of the evaluations."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._last = seconds, time.monotonic()
+    def __init__(self, seconds: float, steps: int | None) -> None:
+        self._seconds, self._steps, self._last = seconds, steps, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if time.monotonic() - self._last >= self._seconds:
+        late = bool(self._seconds) and time.monotonic() - self._last >= self._seconds
+        if late or (self._steps and state.global_step % self._steps == 0):
             self._last, control.should_save = time.monotonic(), True
 
 
