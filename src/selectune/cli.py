@@ -253,6 +253,11 @@ def _pairs(given: list[str] | None) -> dict[str, str] | None:
     return dict(text.split("=", 1) for text in given)  # type: ignore[misc]
 
 
+def main_without_exit() -> None:
+    """Run the command line and return, for callers that go on afterwards."""
+    app(standalone_mode=False)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one line and status 2, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

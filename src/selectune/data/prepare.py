@@ -63,7 +63,7 @@ def prepare(recipe: DataRecipe, evaluation_texts: dict[str, list[str]] | None = 
         raise UserError("no training data", field="data.train", expected="a file, folder, glob or hub id")
     account = _Account()
     records, shape = _load(recipe, recipe.train, "data.train", account)
-    read = len(records)
+    read = len(records) + sum(dropped.count for dropped in account.dropped)
     held: list[Record] = []
     if recipe.test is not None:
         held, _ = _load(recipe, recipe.test, "data.test", None)

@@ -159,7 +159,7 @@ class Scorer:
             mask = (causal[None] & seen) | torch.eye(width, dtype=torch.bool)[None]
             inputs["attention_mask"] = self._mask(mask)
         device = next(self.model.parameters()).device
-        inputs = {key: value.to(device) for key, value in inputs.items()}
+        inputs = {key: _to(value, device) for key, value in inputs.items()}
         return inputs, torch.tensor(places, device=device), torch.tensor(targets, device=device), owners
 
     def _mask(self, mask: Tensor) -> Any:
@@ -329,6 +329,10 @@ def _batches(items: Sequence[Any], width: Callable[[Any], int], tokens: int) -> 
         batch.append(item)
     if batch:
         yield batch
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return {key: item.to(device) for key, item in value.items()} if isinstance(value, dict) else value.to(device)
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -163,7 +163,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         with _quietly():
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+                gguf.parent, gguf_file=gguf.name, dtype=_dtype_of(gguf), quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError, IndexError, TypeError) as error:
@@ -175,6 +175,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     with _quietly():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _dtype_of(gguf: Path) -> torch.dtype:
+    """Return the dtype that holds a GGUF file's matrices: their own for fp32 and fp16 (as fp32), bf16 for 4-bit and the like."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    kinds = {tensor.tensor_type for tensor in GGUFReader(gguf).tensors if len(tensor.shape) > 1}
+    return torch.float32 if kinds <= {GGMLQuantizationType.F32, GGMLQuantizationType.F16} else torch.bfloat16
 
 
 def _check_gguf(path: Path) -> None:
