@@ -123,9 +123,7 @@ def write_results(arguments: argparse.Namespace) -> None:
         lines.append("| trained parameters | | " + " | ".join(f"{r['trained_parameters']:,}" for r in runs) + " |")
         lines.append("| training, choosing: seconds | | " + " | ".join(
             f"{r['train_seconds']:.0f}, {r['choose_seconds']:.0f}" for r in runs) + " |")  # fmt: skip
-        lines.append(
-            "| peak memory, GiB | | " + " | ".join(f"{r['peak_memory_bytes'] / 2**30:.1f}" for r in runs) + " |"
-        )
+        lines.append("| peak memory, GiB | | " + " | ".join(f"{r['peak_memory_bytes'] / 2**30:.1f}" for r in runs) + " |")
         lines.append("")
     (target / "founding_tables.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -50,7 +50,15 @@ def test_the_report_is_one_page_without_network_and_escaped(run):
     page = write_report(run).read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)\s*=|@import|url\(""", page)
     assert "<b>left" not in page and "&lt;b&gt;left" in page
-    for heading in ("Before and after", "Training", "What was trained", "Answers before and after", "Data", "What it cost", "Recipe"):
+    for heading in (
+        "Before and after",
+        "Training",
+        "What was trained",
+        "Answers before and after",
+        "Data",
+        "What it cost",
+        "Recipe",
+    ):
         assert heading in page
     assert page.count("<svg") >= 4 and "prefers-color-scheme: dark" in page and "@media print" in page
 
@@ -58,7 +66,9 @@ def test_the_report_is_one_page_without_network_and_escaped(run):
 def test_a_finished_run_is_not_done_again(run, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file() and path.suffix != ".html"}
     pipeline.resume(run.folder, quiet=True)
-    assert before == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file() and path.suffix != ".html"}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in run.folder.rglob("*") if path.is_file() and path.suffix != ".html"
+    }
 
 
 def test_the_three_doors_give_the_same_weights(run, place, monkeypatch, capsys):
@@ -124,7 +134,9 @@ def test_recipes_are_commented_and_have_a_schema(tmp_path, monkeypatch, capsys):
     assert text.count("#") > 40
     assert json.loads(recipes.schema())["properties"]["data"]
     for model in (recipes.Recipe, recipes.DataRecipe, recipes.TrainingRecipe, recipes.EvaluationRecipe, recipes.BudgetRecipe):
-        assert all(info.description or name in ("data", "training", "budget", "evaluation") for name, info in model.model_fields.items())
+        assert all(
+            info.description or name in ("data", "training", "budget", "evaluation") for name, info in model.model_fields.items()
+        )
 
 
 def test_every_method_says_what_it_is():

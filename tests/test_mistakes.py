@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +61,7 @@ DATA = {
                               ["data.columns.question", "did you mean 'question'"]),
     "column with two roles": ("a.jsonl", lines(GOOD), {"data": {"columns": {"question": "answer", "answer": "answer"}}}, ["two roles"]),
     "nothing left after contamination": ("a.jsonl", lines(GOOD), {"data": {"test": "SAME"}}, ["nothing is left", "contamination"]),
-    "records longer than the context": ("a.jsonl", lines([{"question": "w " * 90, "answer": "y " * 90}] + GOOD[:0]),
+    "records longer than the context": ("a.jsonl", lines([{"question": "w " * 90, "answer": "y " * 90}]),
                                         {"data": {"max_length": 32, "long_records": "drop", "test_fraction": 0.0, "dev_fraction": 0.0}},
                                         ["longer than the context", "data.max_length"]),
     "unknown form": ("a.jsonl", lines(GOOD), {"form": "lorra"}, ["form", "did you mean 'lora'"]),
@@ -95,7 +96,7 @@ def test_bad_input(name, tmp_path, llama_folder, monkeypatch):
     assert "; " in message or ", " in message  # says more than what is wrong
     for part in expected:
         assert part in message, message
-    assert open(path, "rb").read() == (content if isinstance(content, bytes) else content.encode())
+    assert Path(path).read_bytes() == (content if isinstance(content, bytes) else content.encode())
 
 
 RECIPES = {

@@ -20,7 +20,15 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "n
          "max_position_embeddings": 256}  # fmt: skip
 ARCHITECTURES: dict[str, dict] = {
     "llama": {**SMALL, "num_key_value_heads": 2, "tie_word_embeddings": True},
-    "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 256, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gpt2": {
+        "n_embd": 64,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_positions": 256,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
     "mixtral": {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 128},
     "qwen2": {**SMALL, "num_key_value_heads": 2},

@@ -68,9 +68,7 @@ def create(axis: str, choice: str | dict[str, Any], where: str = "") -> Method:
     name = values.pop("method", None)
     known = methods(axis)
     if not isinstance(name, str) or name not in known:
-        raise UserError(
-            f"unknown method '{name}'{nearest(str(name), known)}", field=where, expected=f"one of {', '.join(known)}"
-        )
+        raise UserError(f"unknown method '{name}'{nearest(str(name), known)}", field=where, expected=f"one of {', '.join(known)}")
     method = known[name]
     for key in values:
         if key not in method.model_fields:

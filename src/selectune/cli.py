@@ -37,16 +37,10 @@ def specialize(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file; options below override it.")] = None,
     base: Annotated[str | None, typer.Option(help="Base: built-in name, folder, .gguf file or hub id.")] = None,
-    test: Annotated[
-        str | None, typer.Option(help="Target test set; left out: a tenth of the training data is held out.")
-    ] = None,
+    test: Annotated[str | None, typer.Option(help="Target test set; left out: a tenth of the training data is held out.")] = None,
     form: Annotated[str | None, typer.Option(help="full, lora or qlora; with settings: lora:rank=8,alpha=16")] = None,
-    parameters: Annotated[
-        str | None, typer.Option(help="Which weights: all, fisher_blocks:k=8, last_blocks:k=8, ...")
-    ] = None,
-    benchmarks: Annotated[
-        str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")
-    ] = None,
+    parameters: Annotated[str | None, typer.Option(help="Which weights: all, fisher_blocks:k=8, last_blocks:k=8, ...")] = None,
+    benchmarks: Annotated[str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")] = None,
     data_root: Annotated[str | None, typer.Option(help="Folder with local copies of the benchmarks.")] = None,
     items: Annotated[int | None, typer.Option(help="Items of each benchmark.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="A column's role: question=COLUMN. May be repeated.")] = None,
@@ -80,7 +74,7 @@ def specialize(
     }  # fmt: skip
     top = {"base": base, "form": form, "parameters": parameters, "output": output, "name": name, "seed": seed,
            "trust_remote_code": trust_remote_code or None}  # fmt: skip
-    values = {key: value for key, value in top.items() if value is not None}
+    values: dict[str, Any] = {key: value for key, value in top.items() if value is not None}
     for section, keys in sections.items():
         given = {key: value for key, value in keys.items() if value is not None}
         if given:
@@ -118,9 +112,7 @@ def init(
 
 @app.command("recipe")
 def recipe_command(
-    file: Annotated[
-        Path | None, typer.Argument(help="A recipe to check and print in full.", show_default=False)
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(help="A recipe to check and print in full.", show_default=False)] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
     """Check a recipe, or print the schema of recipes."""

@@ -63,9 +63,7 @@ def specialize(
         given = recipes.read_values(recipe) if recipe else {}
     given = merge(given, values)
     if train is not None:
-        given = merge(
-            given, {"data": {"train": [str(item) for item in train] if isinstance(train, list) else str(train)}}
-        )
+        given = merge(given, {"data": {"train": [str(item) for item in train] if isinstance(train, list) else str(train)}})
     resolved = recipes.parse(given, recipe if isinstance(recipe, str | Path) else None)
     if resolved.data.train is None:
         raise UserError("no training data", field="data.train", expected="a file, folder, glob or hub id")
@@ -140,9 +138,7 @@ class _Chain:
     def bfloat16(self) -> bool:
         from selectune.models import bf16_is_fast
 
-        return self.recipe.training.precision == "bfloat16" or (
-            self.recipe.training.precision == "auto" and bf16_is_fast()
-        )
+        return self.recipe.training.precision == "bfloat16" or (self.recipe.training.precision == "auto" and bf16_is_fast())
 
     def load_base(self, quantised: bool = True) -> Any:
         from selectune.models import load_base
@@ -199,9 +195,7 @@ class _Chain:
             self.run.write("data.json", prepared.summary)
 
         hashes = data.input_hashes(self.recipe.data)
-        ran = self.stage(
-            "prepare", {"data": self.recipe.data.model_dump(), "hashes": hashes, "e": settings.benchmarks}, work
-        )
+        ran = self.stage("prepare", {"data": self.recipe.data.model_dump(), "hashes": hashes, "e": settings.benchmarks}, work)
         if ran and not self.quiet:
             show_data(self.run.read("data.json", DataSummary))
 
@@ -267,9 +261,7 @@ class _Chain:
             selection.save(self.run.path("selection.safetensors"))
             scores = context.block_scores
             blocks = [
-                BlockScore(
-                    block=i, score=scores.get(i), trained=any(selection.covers(name) for name in block.parameters)
-                )
+                BlockScore(block=i, score=scores.get(i), trained=any(selection.covers(name) for name in block.parameters))
                 for i, block in enumerate(base.anatomy.blocks)
             ]
             self.run.write(
@@ -308,8 +300,7 @@ class _Chain:
                 base.tokenizer.pad_token_id,
             )
             encoded = {
-                split: [piece for record in self.records(split) for piece in encoder.encode(record)]
-                for split in ("train", "dev")
+                split: [piece for record in self.records(split) for piece in encoder.encode(record)] for split in ("train", "dev")
             }
             if not encoded["train"]:
                 raise UserError("every training record is longer than the context", field="data.max_length",
@@ -318,9 +309,7 @@ class _Chain:
             self._note_tokens(rows["train"], sum(len(piece.input_ids) for piece in encoded["train"]))
             model = self.form.apply(base, Selection.load(self.run.path("selection.safetensors")), self.recipe.seed)
             del self.base  # the form has changed it
-            plan = training.plan(
-                model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json")
-            )
+            plan = training.plan(model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json"))
             result = training.train(
                 model,
                 rows["train"],
@@ -364,9 +353,7 @@ class _Chain:
             model = load_specialist(base, self.run.path("specialist"))
             measured, answers = self.evaluate(model, tokenizer, "specialist")
             if self.recipe.evaluation.forgetting:
-                before, after = evaluation.measure_forgetting(
-                    self.load_base().model, model, tokenizer, bfloat16=self.bfloat16
-                )
+                before, after = evaluation.measure_forgetting(self.load_base().model, model, tokenizer, bfloat16=self.bfloat16)
                 base_measured = self.run.read("base_evaluation.json", Evaluation)
                 kept = [item for item in base_measured.benchmarks if item.role != "forgetting"]
                 self.run.write("base_evaluation.json", Evaluation(model="base", benchmarks=kept + before))

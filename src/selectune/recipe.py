@@ -264,9 +264,7 @@ def _plain(text: str) -> str:
     return yaml.safe_dump(text, width=1000).removesuffix("...\n").strip()
 
 
-def _refuse_unknown(
-    values: dict[str, Any], model: type[BaseModel], path: tuple[str, ...], file: str | Path | None
-) -> None:
+def _refuse_unknown(values: dict[str, Any], model: type[BaseModel], path: tuple[str, ...], file: str | Path | None) -> None:
     for key, value in values.items():
         here = (*path, str(key))
         if key not in model.model_fields:

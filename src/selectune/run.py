@@ -50,9 +50,7 @@ class Written(BaseModel):
 class Dropped(Written):
     """Records that were not used, and why."""
 
-    reason: Literal[
-        "exact duplicate", "near duplicate", "contamination", "empty response", "too long", "limit", "unreadable"
-    ]
+    reason: Literal["exact duplicate", "near duplicate", "contamination", "empty response", "too long", "limit", "unreadable"]
     count: int
     examples: list[str] = Field(default_factory=list)
     """Up to three, shortened, each with its file and line."""
@@ -274,9 +272,7 @@ class Run:
         """
         run = cls(folder)
         if not run.path("recipe.yaml").is_file():
-            raise UserError(
-                "holds no run", file=folder, expected="a folder with a recipe.yaml", mend="see `selectune runs`"
-            )
+            raise UserError("holds no run", file=folder, expected="a folder with a recipe.yaml", mend="see `selectune runs`")
         return run
 
     @property

@@ -17,7 +17,10 @@ from selectune.parameters.blocks import Blocks
 from selectune.training.trainer import SplitModel
 from tests.tiny import ARCHITECTURES
 
-RECORDS = [Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", f"Fault {i} means lamp {i * 7}."))) for i in range(6)]
+RECORDS = [
+    Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", f"Fault {i} means lamp {i * 7}.")))
+    for i in range(6)
+]
 
 
 def context(base, seed=0):

@@ -66,7 +66,9 @@ def test_labels_letters_and_options(tmp_path):
 def test_every_format(suffix, zipped, tmp_path):
     import pandas
 
-    frame = pandas.DataFrame({"question": ["Why is it?", "How is it?"], "answer": ["Because it is so here.", "As it is, just fine."]})
+    frame = pandas.DataFrame(
+        {"question": ["Why is it?", "How is it?"], "answer": ["Because it is so here.", "As it is, just fine."]}
+    )
     file = tmp_path / f"data.{suffix}"
     if suffix == "jsonl":
         frame.to_json(file, orient="records", lines=True)
@@ -96,7 +98,13 @@ def test_a_mapping_wins(tmp_path):
 
 def test_labels_cover_exactly_the_responses():
     words = tokenizer()
-    turns = [("system", "Be kind."), ("user", "What is the capital?"), ("assistant", "Paris."), ("user", "And?"), ("assistant", "42.")]
+    turns = [
+        ("system", "Be kind."),
+        ("user", "What is the capital?"),
+        ("assistant", "Paris."),
+        ("user", "And?"),
+        ("assistant", "42."),
+    ]
     record = Record("chat", tuple(Message(*turn) for turn in turns))
     encoded = Encoder(words, 256).encode(record)[0]
     text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
@@ -110,7 +118,9 @@ def test_long_texts_are_split_and_long_conversations_cut():
     text = Record("text", text="fox jumps over the lazy dog " * 40)
     pieces = Encoder(words, 32).encode(text)
     assert all(len(piece.input_ids) <= 32 for piece in pieces)
-    assert sum((piece.input_ids for piece in pieces), [])[:-1] == words(text.text, add_special_tokens=False)["input_ids"]
+    assert [token for piece in pieces for token in piece.input_ids][:-1] == words(text.text, add_special_tokens=False)[
+        "input_ids"
+    ]
     assert len(Encoder(words, 32).encode(qa("Why?", "dog " * 100))[0].input_ids) == 32
     assert Encoder(words, 32, "drop").encode(qa("Why?", "dog " * 100)) == []
 

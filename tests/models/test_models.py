@@ -24,7 +24,9 @@ def test_anatomy(architecture):
     block = anatomy.blocks[1]
     assert block.heads == 4 and block.key_value_heads == (4 if architecture == "gpt2" else 2) and block.head_size == 16
     assert block.channels == (256 if architecture == "gpt2" else 128)
-    assert block.experts == (4 if architecture == "mixtral" else 0) and bool(block.expert_parameters) == (architecture == "mixtral")
+    assert block.experts == (4 if architecture == "mixtral" else 0) and bool(block.expert_parameters) == (
+        architecture == "mixtral"
+    )
     assert len(block.norms) >= 2 and "other" not in block.linears.values()
     assert anatomy.tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
     assert anatomy.total_parameters == sum(value.numel() for value in model.parameters())

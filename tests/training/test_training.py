@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -61,8 +62,8 @@ def test_packing_is_exact_and_fits_best():
     rows = pack(records, 64)
     found = []
     for row in rows:
-        starts = (row["position_ids"] == 0).nonzero().squeeze(-1).tolist() + [64]
-        found += [tuple(row["input_ids"][a:b].tolist()) for a, b in zip(starts, starts[1:])]
+        starts = [*(row["position_ids"] == 0).nonzero().squeeze(-1).tolist(), 64]
+        found += [tuple(row["input_ids"][a:b].tolist()) for a, b in pairwise(starts)]
     for record in records:
         assert tuple(record.input_ids) in found
     first_come, room = 1, 64

@@ -70,14 +70,10 @@ def load_specialist(base: Base, folder: str | Path) -> Any:
     """
     folder = Path(folder)
     if not (folder / ORIGIN).is_file():
-        raise UserError(
-            "holds no specialist", file=folder, expected=f"a folder with {ORIGIN}", mend="finish the run first"
-        )
+        raise UserError("holds no specialist", file=folder, expected=f"a folder with {ORIGIN}", mend="finish the run first")
     origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     if origin["fingerprint"] != base.fingerprint:
-        raise UserError(
-            "belongs to another base", file=folder, expected=f"the base '{origin['base']}' as it was at training"
-        )
+        raise UserError("belongs to another base", file=folder, expected=f"the base '{origin['base']}' as it was at training")
     if (folder / CHANGED).is_file():
         parameters = dict(base.model.named_parameters())
         with torch.no_grad():

@@ -48,9 +48,7 @@ class ContaminationIndex:
         """Return the names of the evaluation sets that a record overlaps with."""
         grams = _grams(normalise(content(record)).split())
         question = normalise(record.question)
-        return [
-            name for name in self._grams if question in self._whole[name] or not grams.isdisjoint(self._grams[name])
-        ]
+        return [name for name in self._grams if question in self._whole[name] or not grams.isdisjoint(self._grams[name])]
 
 
 def _grams(words: list[str]) -> set[int]:

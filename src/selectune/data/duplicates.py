@@ -36,7 +36,8 @@ def shingles(text: str) -> set[str]:
 def drop_exact(records: list[Record]) -> tuple[list[Record], list[Record]]:
     """Return the records kept and those equal to an earlier one."""
     seen: set[str] = set()
-    kept, dropped = [], []
+    kept: list[Record] = []
+    dropped: list[Record] = []
     for record in records:
         roles = "|".join(message.role for message in record.messages)
         key = f"{roles}\n{normalise(content(record))}" if normalise(content(record)) else content(record)

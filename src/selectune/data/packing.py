@@ -15,9 +15,7 @@ from torch import Tensor
 from selectune.data.chat import IGNORE, Encoded
 
 
-def pack(
-    encoded: list[Encoded], max_length: int, packing: bool = True, pad_id: int | None = 0
-) -> list[dict[str, Tensor]]:
+def pack(encoded: list[Encoded], max_length: int, packing: bool = True, pad_id: int | None = 0) -> list[dict[str, Tensor]]:
     """Fill sequences with records.
 
     Best fit: the longest records first, each into the sequence with the least room that still holds it; ties by index. No

@@ -132,14 +132,13 @@ def split(records: list[Record], dev: float, test: float) -> dict[str, list[Reco
     return parts
 
 
-def _load(
-    recipe: DataRecipe, sources: str | list[str], field: str, account: _Account | None
-) -> tuple[list[Record], Shape]:
+def _load(recipe: DataRecipe, sources: str | list[str], field: str, account: _Account | None) -> tuple[list[Record], Shape]:
     rows = read_rows(sources, field)
     columns = {role: name for role, name in recipe.columns.items() if any(name in row.values for row in rows[:1])}
     shape = find_shape(rows, recipe.shape, recipe.columns if account is not None else columns)
     records = to_records(rows, shape, recipe.system, recipe.labels)
-    filled, empty = [], []
+    filled: list[Record] = []
+    empty: list[Record] = []
     for record in records:
         asked = record.kind == "text" or record.question.strip()
         (filled if record.response.strip() and asked else empty).append(record)

@@ -108,10 +108,7 @@ def _suffix(path: Path) -> str:
 
 def _is_notes(path: Path) -> bool:
     """Whether a file in a folder describes the data instead of being data."""
-    return (
-        path.name.split(".")[0].lower() in ("readme", "license", "licence", "notice", "changelog")
-        or path.name[0] == "."
-    )
+    return path.name.split(".")[0].lower() in ("readme", "license", "licence", "notice", "changelog") or path.name[0] == "."
 
 
 def _bytes(path: Path) -> bytes:
@@ -182,9 +179,7 @@ def _json(path: Path, text: str) -> Iterator[Row]:
         raise UserError(f"the file holds {_kind(value)}", file=path, expected="a list of records")
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
-            raise UserError(
-                f"record {number} is {_kind(item)}", file=path, line=number, expected="an object with fields"
-            )
+            raise UserError(f"record {number} is {_kind(item)}", file=path, line=number, expected="an object with fields")
         yield Row(item, str(path), number)
 
 

@@ -76,9 +76,7 @@ def find_shape(rows: list[Row], wanted: str = "auto", mapping: dict[str, str] | 
                             field=f"data.columns.{role}", expected=f"one of {', '.join(map(str, columns))}")  # fmt: skip
     twice = [column for column in mapping.values() if list(mapping.values()).count(column) > 1]
     if twice:
-        raise UserError(
-            f"column '{twice[0]}' is given two roles", field="data.columns", expected="a column for each role"
-        )
+        raise UserError(f"column '{twice[0]}' is given two roles", field="data.columns", expected="a column for each role")
     first = _shape_of(rows[0], wanted, mapping)
     if first is not None and first.options:
         first.options = tuple(dict.fromkeys(column for row in rows for column in _option_columns(row))) or first.options
@@ -116,7 +114,7 @@ def _shape_of(row: Row, wanted: str, mapping: dict[str, str]) -> Shape | None:
     for shape in [wanted] if wanted != "auto" else list(NAMES):
         if any(role not in NAMES[shape] for role in mapping):
             continue
-        columns = {}
+        columns: dict[str, str] = {}
         for role, names in NAMES[shape].items():
             found = mapping.get(role) or next((lower[name] for name in names if name in lower), None)
             if found is not None and found not in columns.values():
@@ -125,9 +123,7 @@ def _shape_of(row: Row, wanted: str, mapping: dict[str, str]) -> Shape | None:
             columns["choices"] = options[0]
         if shape == "choice" and not mapping and _headerless_choice(row):
             keys = list(row.values)
-            return Shape(
-                "choice", {"question": keys[0], "answer": keys[-1], "choices": keys[1]}, options=tuple(keys[1:-1])
-            )
+            return Shape("choice", {"question": keys[0], "answer": keys[-1], "choices": keys[1]}, options=tuple(keys[1:-1]))
         if shape == "classification" and not mapping and _headerless_label(row):
             keys = sorted(row.values, key=lambda key: len(str(row.values[key])))
             return Shape("classification", {"text": keys[1], "label": keys[0]})
@@ -175,9 +171,7 @@ def _fits(shape: str, row: Row, columns: dict[str, str], told: bool) -> bool:
     return True
 
 
-def to_records(
-    rows: list[Row], shape: Shape, system: str | None = None, labels: list[str] | None = None
-) -> list[Record]:
+def to_records(rows: list[Row], shape: Shape, system: str | None = None, labels: list[str] | None = None) -> list[Record]:
     """Turn rows into records; records whose response is empty come back with an empty response.
 
     Raises:
@@ -220,9 +214,7 @@ def _chat(row: Row, column: str, role_key: str, content_key: str) -> dict[str, A
     if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns):  # turn about, the user first
         turns = [{"role": ("user", "assistant")[index % 2], "content": turn} for index, turn in enumerate(turns)]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise UserError(
-            "is not a list of turns", file=row.file, line=row.line, field=column, expected="a list of objects"
-        )
+        raise UserError("is not a list of turns", file=row.file, line=row.line, field=column, expected="a list of objects")
     messages = []
     for index, turn in enumerate(turns):
         where = f"{column}[{index}]"

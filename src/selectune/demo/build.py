@@ -113,9 +113,7 @@ def main(arguments: list[str]) -> int:
             paths[name].write_text(text, encoding="utf-8", newline="\n")
         return 0
     differ = [
-        name
-        for name, text in built.items()
-        if not paths[name].is_file() or paths[name].read_text(encoding="utf-8") != text
+        name for name, text in built.items() if not paths[name].is_file() or paths[name].read_text(encoding="utf-8") != text
     ]
     for name in differ:
         print(f"{name} differs: run python -m selectune.demo.build")

@@ -9,10 +9,7 @@ from selectune.demo import facts
 
 def manual() -> str:
     """Return the manual as Markdown."""
-    return (
-        "\n\n".join([*_opening(), *_safety(), *_parts(), *_settings(), *_lamps(), *_jobs(), *_faults(), *_rest()])
-        + "\n"
-    )
+    return "\n\n".join([*_opening(), *_safety(), *_parts(), *_settings(), *_lamps(), *_jobs(), *_faults(), *_rest()]) + "\n"
 
 
 def _opening() -> list[str]:
@@ -71,8 +68,7 @@ def _lamps() -> list[str]:
     return [
         "## 5. The lamp mast",
         "\n".join(
-            f"- **{signal.capitalize()}**: {meaning}. What to do: {action}."
-            for signal, (meaning, action) in facts.LAMPS.items()
+            f"- **{signal.capitalize()}**: {meaning}. What to do: {action}." for signal, (meaning, action) in facts.LAMPS.items()
         ),
     ]
 
@@ -88,8 +84,7 @@ def _jobs() -> list[str]:
 def _faults() -> list[str]:
     lines = [
         "## 7. Fault codes",
-        "An alarm has one of four grades, named after the weather at sea. "
-        "In order of weight: ripple, swell, squall, tempest.",
+        "An alarm has one of four grades, named after the weather at sea. In order of weight: ripple, swell, squall, tempest.",
     ]
     for code, (meaning, cause, remedy, grade) in facts.FAULTS.items():
         lines += [f"### {code}: {meaning} ({grade})", f"The usual cause is {cause}. To clear the fault, {remedy}."]

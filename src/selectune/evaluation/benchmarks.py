@@ -92,18 +92,12 @@ def benchmark_texts(names: list[str], data_root: str | None = None, items: int |
         for task in _load_tasks(BENCHMARKS[name], data_root, None):
             documents = list(task.test_docs() if task.has_test_docs() else task.validation_docs())
             for document in documents[:items]:
-                asked = (
-                    task.doc_to_decontamination_query(document)
-                    if task.should_decontaminate()
-                    else task.doc_to_text(document)
-                )
+                asked = task.doc_to_decontamination_query(document) if task.should_decontaminate() else task.doc_to_text(document)
                 texts[name].append(str(asked))
     return texts
 
 
-def _lm_eval(
-    name: str, scorer: Scorer, data_root: str | None, items: int | None, few_shot: int | None
-) -> list[Benchmark]:
+def _lm_eval(name: str, scorer: Scorer, data_root: str | None, items: int | None, few_shot: int | None) -> list[Benchmark]:
     from lm_eval.evaluator import evaluate
 
     from selectune.evaluation.lm import ScorerLM
@@ -155,16 +149,12 @@ def _item(task: str, sample: dict[str, Any], metric: str) -> Item:
     )
 
 
-def _answer_nll(
-    name: str, scorer: Scorer, answers: list[tuple[dict[str, Any], Item]], settings: dict[str, Any]
-) -> Benchmark:
+def _answer_nll(name: str, scorer: Scorer, answers: list[tuple[dict[str, Any], Item]], settings: dict[str, Any]) -> Benchmark:
     """Loss of the written solution, per token: moves where accuracy lies on the floor."""
     lm_pairs = []
     for sample, _ in answers:
         context = scorer.tokenizer(f"Question: {sample['doc']['question']}\nAnswer:")["input_ids"]
-        lm_pairs.append(
-            (context, scorer.tokenizer(f" {sample['doc']['answer']}", add_special_tokens=False)["input_ids"])
-        )
+        lm_pairs.append((context, scorer.tokenizer(f" {sample['doc']['answer']}", add_special_tokens=False)["input_ids"]))
     texts = [[*context, *answer] for context, answer in lm_pairs]
     losses = scorer.token_nll(texts)
     items = [

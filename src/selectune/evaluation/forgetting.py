@@ -31,7 +31,8 @@ def measure_forgetting(
 
     passages, prompts = load_general_text(), load_general_prompts()
     texts = [tokenizer(passage.text)["input_ids"] for passage in passages]
-    before, after = [], []
+    before: list[Benchmark] = []
+    after: list[Benchmark] = []
     for model, results in ((base_model, before), (specialist_model, after)):
         losses = Scorer(model, tokenizer, bfloat16=bfloat16).token_nll(texts)
         items = [

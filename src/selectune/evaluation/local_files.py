@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,8 @@ def _open(root: Path, *names: str) -> Iterator[str]:
     for name in names:
         for path in (root / name, root / f"{name}.gz"):
             if path.is_file():
-                opened = (
-                    gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-                )
-                with opened as file:
-                    yield from file
+                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                yield from io.StringIO(content.decode("utf-8"), newline="")
                 return
     raise UserError("the benchmark's file is not there", file=root / names[0], field="evaluation.data_root",
                     mend="put it there, or leave data_root out to use the hub")  # fmt: skip
@@ -50,9 +47,7 @@ def _mmlu(subject: str) -> Callable[[Path], Rows]:
         rows: Rows = {}
         for split, folder in (("dev", "dev"), ("validation", "val"), ("test", "test")):
             cells = csv.reader(_open(root, f"mmlu/{folder}/{subject}_{folder}.csv", f"mmlu/{folder}/{subject}.csv"))
-            rows[split] = [
-                {"question": c[0], "subject": subject, "choices": c[1:5], "answer": "ABCD".index(c[5])} for c in cells
-            ]
+            rows[split] = [{"question": c[0], "subject": subject, "choices": c[1:5], "answer": "ABCD".index(c[5])} for c in cells]
         return rows
 
     return read
@@ -85,12 +80,10 @@ def _winogrande(root: Path) -> Rows:
     rows = []
     for row in _lines(root, "winogrande/val.jsonl"):
         first, second = row["context_options"]
-        start = len(os.path.commonprefix([first, second]))
-        start = first.rfind(" ", 0, start) + 1  # the options differ in whole words
+        equal = next((i for i, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(len(first), len(second)))
+        start = first.rfind(" ", 0, equal) + 1  # the options differ in whole words
         sentence = f"{first[:start]}_ {row['continuation']}"
-        rows.append(
-            {"sentence": sentence, "option1": first[start:], "option2": second[start:], "answer": str(row["gold"] + 1)}
-        )
+        rows.append({"sentence": sentence, "option1": first[start:], "option2": second[start:], "answer": str(row["gold"] + 1)})
     return {"validation": rows}
 
 

@@ -125,9 +125,7 @@ class Scorer:
                 sums[owner][2] = min(sums[owner][2], margin)
             yield list(sums), [(total, best, margin) for total, best, margin in sums.values()]
 
-    def _lay_out(
-        self, batch: list[tuple[list[int], list[int]]], cut: Any
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor, list[int]]:
+    def _lay_out(self, batch: list[tuple[list[int], list[int]]], cut: Any) -> tuple[dict[str, Tensor], Tensor, Tensor, list[int]]:
         """Lay rows side by side: context, then every continuation, each with positions that go on from the context."""
         width = max(len(context) + sum(len(cut[i][1]) - 1 for i in indices) for context, indices in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -196,7 +194,7 @@ class Scorer:
         """Whether rounding could change a decision: which choice is best, by sum or per length, or what is greedy."""
         error = {index: NOISE_MARGIN * noise * len(cut[index][1]) ** 0.5 for index in indices}
         if len(indices) == 1:  # decided by whether the continuation is the greedy one
-            total, greedy, margin = found[indices[0]]
+            _, greedy, margin = found[indices[0]]
             return bool(margin < NOISE_MARGIN * noise * 2 and (greedy or len(cut[indices[0]][1]) < 8))
         scales = [{index: 1.0 for index in indices}]
         if lengths is not None:
@@ -336,7 +334,7 @@ def _to(value: Any, device: torch.device) -> Any:
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     limit = min(map(len, prompts)) - 1
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 

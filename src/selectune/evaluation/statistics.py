@@ -111,9 +111,7 @@ def smallest_detectable_drop(before: Array, after: Array, alpha: float = 0.05, p
     return float(quantiles * math.sqrt(variance / max(len(differences), 1)))
 
 
-def judge(
-    before: Evaluation, after: Evaluation, confidence: float = 0.95, tolerance: float = 0.03, seed: int = 0
-) -> Verdict:
+def judge(before: Evaluation, after: Evaluation, confidence: float = 0.95, tolerance: float = 0.03, seed: int = 0) -> Verdict:
     """Compare two evaluations, benchmark by benchmark, and say what was gained and whether anything was lost.
 
     Raises:
@@ -243,9 +241,7 @@ def _headline(
     lost = [name for name in counted if by_name[name].verdict == "lost"]
     if retained == "lost":
         what = ", ".join(f"{name} {by_name[name].difference * 100:+.1f} points" for name in lost)
-        parts.append(
-            f"Something was lost: {what or f'cross-entropy on general text rose by {drift.difference:.3f} nats'}."
-        )  # type: ignore[union-attr]
+        parts.append(f"Something was lost: {what or f'cross-entropy on general text rose by {drift.difference:.3f} nats'}.")  # type: ignore[union-attr]
     elif retained == "nothing lost":
         parts.append(f"Nothing was lost: a drop of more than {tolerance:.0%} on general benchmarks is excluded.")
     elif retained == "too few items to say":

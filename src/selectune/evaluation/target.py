@@ -66,15 +66,12 @@ def evaluate_target(
     return [*results, _benchmark(name, "answer_nll", False, losses, len(records))]
 
 
-def sample_answers(
-    records: Sequence[Record], scorer: Scorer, encoder: Encoder, count: int, max_new_tokens: int
-) -> list[Answer]:
+def sample_answers(records: Sequence[Record], scorer: Scorer, encoder: Encoder, count: int, max_new_tokens: int) -> list[Answer]:
     """Return a model's own answers to the first ``count`` questions (by hash)."""
     asked = [record for record in _first(records, None) if record.messages][:count]
     answers = scorer.generate([encoder.prompt_ids(record.prompt) for record in asked], max_new_tokens)
     return [
-        (record.key[:12], record.question, record.response, answer.strip())
-        for record, answer in zip(asked, answers, strict=True)
+        (record.key[:12], record.question, record.response, answer.strip()) for record, answer in zip(asked, answers, strict=True)
     ]
 
 

@@ -116,9 +116,7 @@ def _read_gguf(file: Path) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    return SimpleNamespace(
-        model=model.eval(), tokenizer=AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    )
+    return SimpleNamespace(model=model.eval(), tokenizer=AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name))
 
 
 def _refuse(difference: float, tolerance: float, target: Path) -> None:

@@ -7,11 +7,11 @@ from selectune.models.machine import bf16_is_fast, doctor, environment
 
 __all__ = [
     "BUILTIN",
-    "cache_folder",
     "Anatomy",
     "Base",
     "Block",
     "bf16_is_fast",
+    "cache_folder",
     "doctor",
     "environment",
     "fingerprint",

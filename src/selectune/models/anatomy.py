@@ -73,7 +73,7 @@ class Anatomy:
     """Entries of each parameter."""
 
     @classmethod
-    def of(cls, model: nn.Module) -> Anatomy:
+    def of(cls, model: Any) -> Anatomy:
         """Take a transformers model apart.
 
         Raises:
@@ -81,18 +81,14 @@ class Anatomy:
         """
         parameters = dict(model.named_parameters())
         modules = dict(model.named_modules())
-        lists = [
-            (name, module) for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)
-        ]
+        lists = [(name, module) for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module)]
         stacks = [pair for pair in lists if _is_stack(pair[1])]
         if not stacks:
             raise ValueError(f"{type(model).__name__} has no list of transformer blocks")
         stack, layers = max(stacks, key=lambda pair: (len(pair[1]), -pair[0].count(".")))
         whole: Any = model.config
         config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
-        blocks = tuple(
-            _block(index, f"{stack}.{index}", layer, list(parameters), config) for index, layer in enumerate(layers)
-        )
+        blocks = tuple(_block(index, f"{stack}.{index}", layer, list(parameters), config) for index, layer in enumerate(layers))
         inside = {name for block in blocks for name in block.parameters}
         outside = [name for name in parameters if name not in inside]
         embeddings = tuple(name for name in outside if re.search(r"(embed|wte|wpe)", name) and not _is_norm(name))

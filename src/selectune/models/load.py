@@ -282,9 +282,7 @@ def _explain(error: Exception, spec: str, source: Path, what: str) -> UserError:
     if "tokenizer" in str(error).lower():
         return UserError(f"has no usable tokenizer ({text[:160]})", file=source, field="base",
                          expected="tokenizer.json beside the weights")  # fmt: skip
-    return UserError(
-        f"{what} cannot be read ({text[:200]})", file=source, field="base", mend="check the folder's files"
-    )
+    return UserError(f"{what} cannot be read ({text[:200]})", file=source, field="base", mend="check the folder's files")
 
 
 def _first_line(error: Exception) -> str:

@@ -49,9 +49,7 @@ def fisher_diagonal(
         value.requires_grad_(True)
     total = {name: torch.zeros(value.shape, dtype=torch.float32) for name, value in scored.items()}
     split = SplitModel(model)
-    watched = (
-        track(examples, "scoring", console=Console(file=sys.stderr), transient=True) if len(examples) > 20 else examples
-    )
+    watched = track(examples, "scoring", console=Console(file=sys.stderr), transient=True) if len(examples) > 20 else examples
     try:
         for ids, targets in watched:
             with torch.autocast(ids.device.type, torch.bfloat16, enabled=bfloat16):
@@ -68,9 +66,7 @@ def fisher_diagonal(
     return {name: value / len(examples) for name, value in total.items()}
 
 
-def _log_likelihood(
-    split: SplitModel, ids: Tensor, targets: Tensor, labels: str, generator: torch.Generator | None
-) -> Tensor:
+def _log_likelihood(split: SplitModel, ids: Tensor, targets: Tensor, labels: str, generator: torch.Generator | None) -> Tensor:
     hidden = split.hidden(input_ids=ids[None])[0, :-1]
     kept = (targets[1:] != -100).nonzero().squeeze(-1)
     log_probabilities = split.logits(hidden[kept]).float().log_softmax(-1)

@@ -1,102 +1,36 @@
-"""Small pictures as inline SVG, readable in the dark and in print. Knows: lines, bars and intervals. Does not know: any run."""
+"""Small pictures as inline SVG, readable in the dark, in print and by a screen reader.
+
+Knows: lines, bars, intervals and points; their colours come from the page's style. Does not know: any run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
+WIDTH = 760
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 34, 46  # room around a chart, for its labels
 
 
-def _scale(low: float, high: float, start: float, end: float) -> tuple[float, float]:
-    factor = (end - start) / ((high - low) or 1.0)
-    return factor, start - low * factor
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Return round numbers from ``low`` to ``high``, about so many."""
+    rough = (high - low) / about
+    if rough <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    return [round(number * step, 12) for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _svg(width: int, height: int, title: str, body: list[str]) -> str:
-    inside = "".join(body)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{inside}</svg>'
-
-
-def lines(series: dict[str, Points], title: str, across: str, up: str, width: int = 640, height: int = 260) -> str:
-    """Draw curves with two labelled axes; the first series is drawn as the thin one."""
-    points = [point for curve in series.values() for point in curve]
-    if not points:
-        return ""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    top, bottom = max(ys), min(0.0, *ys)
-    ax, bx = _scale(min(xs), max(xs), 48, width - 12)
-    ay, by = _scale(bottom, top, height - 36, 14)
-    body = []
-    for step in range(5):
-        value = bottom + (top - bottom) * step / 4
-        y = value * ay + by
-        body.append(f'<line class="grid" x1="48" x2="{width - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        body.append(f'<text x="42" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for value in (min(xs), (min(xs) + max(xs)) / 2, max(xs)):
-        body.append(f'<text x="{value * ax + bx:.1f}" y="{height - 18}" text-anchor="middle">{value:.0f}</text>')
-    body.append(f'<text x="{width / 2}" y="{height - 3}" text-anchor="middle">{escape(across)}</text>')
-    for number, (name, curve) in enumerate(series.items()):
-        path = " ".join(f"{x * ax + bx:.1f},{y * ay + by:.1f}" for x, y in curve)
-        body.append(f'<polyline class="curve c{number}" points="{path}"/>')
-        body += [
-            f'<circle class="c{number}" cx="{x * ax + bx:.1f}" cy="{y * ay + by:.1f}" r="{3 if number else 0}"/>'
-            for x, y in curve
-        ]
-        body.append(
-            f'<text class="c{number}" x="{width - 14}" y="{26 + 15 * number}" text-anchor="end">{escape(name)}</text>'
-        )
-    return _svg(width, height, f"{title}: {up}", body)
-
-
-def bars(values: Sequence[float], marked: Sequence[bool], title: str, width: int = 640, height: int = 170) -> str:
-    """Draw one bar per value; marked ones in the strong colour."""
-    top = max(values, default=0) or 1.0
-    room = (width - 24) / max(len(values), 1)
-    body = []
-    for index, (value, mark) in enumerate(zip(values, marked, strict=True)):
-        tall = value / top * (height - 44)
-        x = 12 + index * room
-        body.append(f'<rect class="{"strong" if mark else "weak"}" x="{x + 1:.1f}" y="{height - 24 - tall:.1f}" '
-                    f'width="{max(room - 2, 1):.1f}" height="{max(tall, 1.5):.1f}"/>')  # fmt: skip
-        if len(values) <= 12 or index % 5 == 0:
-            body.append(f'<text x="{x + room / 2:.1f}" y="{height - 8}" text-anchor="middle">{index}</text>')
-    return _svg(width, height, title, body)
-
-
-def interval(low: float, middle: float, high: float, widest: float, good: str, width: int = 180) -> str:
-    """Draw one interval around a middle, with a line at zero."""
-    factor, shift = _scale(-widest, widest, 6, width - 6)
-    a, m, b, zero = (value * factor + shift for value in (low, middle, high, 0.0))
-    body = [
-        f'<line class="grid" x1="{zero:.1f}" x2="{zero:.1f}" y1="1" y2="19"/>',
-        f'<line class="whisker {good}" x1="{a:.1f}" x2="{b:.1f}" y1="10" y2="10"/>',
-        f'<circle class="{good}" cx="{m:.1f}" cy="10" r="4"/>',
-    ]
-    return _svg(width, 20, f"{middle:+.3f}, from {low:+.3f} to {high:+.3f}", body)
-
-
-def scatter(
-    points: Sequence[tuple[str, float, float]], across: str, up: str, width: int = 640, height: int = 340
-) -> str:
-    """Draw named points and the front of those that no other beats on both axes (right is worse, up is better)."""
-    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
-    spread_x, spread_y = (max(xs) - min(xs)) or 1.0, (max(ys) - min(ys)) or 1.0
-    ax, bx = _scale(min(xs) - 0.1 * spread_x, max(xs) + 0.25 * spread_x, 56, width - 12)
-    ay, by = _scale(min(ys) - 0.1 * spread_y, max(ys) + 0.1 * spread_y, height - 40, 12)
-    best = front([(x, y) for _, x, y in points])
-    path = " ".join(f"{x * ax + bx:.1f},{y * ay + by:.1f}" for x, y in best)
-    body = [f'<polyline class="curve c0" points="{path}"/>',
-            f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(across)}</text>',
-            f'<text x="14" y="{height / 2}" transform="rotate(-90 14 {height / 2})" text-anchor="middle">{escape(up)}</text>']  # fmt: skip
-    for x in (min(xs), max(xs)):
-        body.append(f'<text x="{x * ax + bx:.1f}" y="{height - 20}" text-anchor="middle">{x:+.3f}</text>')
-    for y in (min(ys), max(ys)):
-        body.append(f'<text x="52" y="{y * ay + by + 4:.1f}" text-anchor="end">{y:+.3g}</text>')
-    for name, x, y in points:
-        body.append(f'<circle class="c1" cx="{x * ax + bx:.1f}" cy="{y * ay + by:.1f}" r="5"/>')
-        body.append(f'<text x="{x * ax + bx + 8:.1f}" y="{y * ay + by + 4:.1f}">{escape(name)}</text>')
-    return _svg(width, height, f"{up} against {across}", body)
+def thin(points: Points, most: int = 300) -> list[tuple[float, float]]:
+    """Return at most so many points, each the mean of its neighbours."""
+    size = math.ceil(len(points) / most) or 1
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def front(points: Points) -> list[tuple[float, float]]:
@@ -106,3 +40,181 @@ def front(points: Points) -> list[tuple[float, float]]:
         if not best or y > best[-1][1]:
             best.append((x, y))
     return best
+
+
+def lines(series: dict[str, Points], title: str, across: str, up: str, marked: tuple[float, str] | None = None) -> Markup:
+    """Draw curves over labelled axes: the first thin, the others strong with their points; optionally one marked place."""
+    curves = {name: thin(curve) for name, curve in series.items() if curve}
+    if not curves:
+        return Markup()
+    height = 300
+    xs, ys = zip(*(point for curve in curves.values() for point in curve))
+    low = 0.0 if min(ys) < 0.6 * max(ys) else min(ys) - 0.1 * (max(ys) - min(ys))
+    x_at, y_at = _scale(min(xs), max(xs), LEFT, WIDTH - RIGHT), _scale(low, max(ys), height - BOTTOM, TOP)
+    body = _grid(x_at, y_at, ticks(min(xs), max(xs), 6), ticks(low, max(ys)), across, up, height)
+    if marked:
+        at = x_at(marked[0])
+        body.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        body.append(_text(at - 6 if at > WIDTH / 2 else at + 6, TOP + 12, marked[1], "end" if at > WIDTH / 2 else "start"))
+    for index, curve in enumerate(curves.values()):
+        path = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in curve)
+        body.append(f'<polyline class="curve c{index}" points="{path}"/>')
+        if index:
+            body += [f'<circle class="c{index}" cx="{x_at(x):.1f}" cy="{y_at(y):.1f}" r="4"/>' for x, y in curve]
+    body += _legend([(f"c{index}", name) for index, name in enumerate(curves)])
+    said = "; ".join(f"{name} from {curve[0][1]:.3f} to {curve[-1][1]:.3f}" for name, curve in curves.items())
+    return _svg(WIDTH, height, f"{title}, {up} by {across}", said, body)
+
+
+def bars(values: Sequence[float | None], marked: Sequence[bool], title: str, across: str, up: str, legend: tuple[str, str]) -> Markup:
+    """Draw one bar per value, marked ones strong; without values, a strip that shows only the marks."""
+    known = [value for value in values if value is not None]
+    height = 220 if known else 104
+    x_at = _scale(0, len(values), LEFT, WIDTH - RIGHT)
+    y_at = _scale(0, max(known, default=1.0) or 1.0, height - BOTTOM, TOP)
+    body = _grid(x_at, y_at, [], ticks(0, max(known)) if known else [], across, up if known else "", height)
+    every = 1 if len(values) <= 16 else 5
+    for index, (value, mark) in enumerate(zip(values, marked, strict=True)):
+        top = min(y_at(1.0 if not known else value or 0.0), height - BOTTOM - 1.5)
+        body.append(f'<rect class="{"strong" if mark else "weak"}" x="{x_at(index) + 1.5:.1f}" y="{top:.1f}" rx="1.5" '
+                    f'width="{max(x_at(1) - x_at(0) - 3, 1):.1f}" height="{height - BOTTOM - top:.1f}"/>')  # fmt: skip
+        if index % every == 0:
+            body.append(_text((x_at(index) + x_at(index + 1)) / 2, height - BOTTOM + 17, str(index), "middle"))
+    body += _legend([("strong", legend[0]), ("weak", legend[1])])
+    said = f"{legend[0]}: {', '.join(str(index) for index, mark in enumerate(marked) if mark) or 'none'}"
+    return _svg(WIDTH, height, title, said, body)
+
+
+def interval(low: float, middle: float, high: float, widest: float, tone: str, limit: float | None = None) -> Markup:
+    """Draw one interval around its middle between ``-widest`` and ``widest``, with a line at zero and one at a limit."""
+    at = _scale(-widest, widest, 8, 212)
+    body = [f'<line class="zero" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="0" y2="24"/>']
+    if limit is not None and abs(limit) < widest:
+        body.append(f'<line class="limit" x1="{at(limit):.1f}" x2="{at(limit):.1f}" y1="0" y2="24"/>')
+    body.append(f'<line class="whisker {tone}" x1="{at(low):.1f}" x2="{at(high):.1f}" y1="12" y2="12"/>')
+    body.append(f'<circle class="{tone}" cx="{at(middle):.1f}" cy="12" r="5"/>')
+    return _svg(220, 24, f"{middle:+.3f}, from {low:+.3f} to {high:+.3f}", "", body)
+
+
+def axis(widest: float, scale: float = 1.0) -> Markup:
+    """Draw the axis that :func:`interval` is read by; its numbers are multiplied by ``scale``."""
+    at = _scale(-widest, widest, 8, 212)
+    places = [place for place in ticks(-widest, widest, 4) if 12 <= at(place) <= 208]
+    body = [_text(at(place), 13, _signed(place * scale), "middle") for place in places]
+    body += [f'<line class="grid" x1="{at(place):.1f}" x2="{at(place):.1f}" y1="18" y2="24"/>' for place in places]
+    return _svg(220, 24, "Scale of the intervals below", "", body)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A named point with an interval on both axes."""
+
+    name: str
+    x: tuple[float, float, float]
+    """Low, middle, high."""
+    y: tuple[float, float, float]
+
+
+def scatter(spots: Sequence[Spot], across: str, up: str, up_scale: float = 1.0) -> Markup:
+    """Draw named points with their intervals, and the front of those that none beats (left and up is better)."""
+    height = 420
+    (x_low, x_high), (y_low, y_high) = (_room([value for spot in spots for value in side(spot)]) for side in (_x, _y))
+    x_at, y_at = _scale(x_low, x_high, LEFT, WIDTH - RIGHT), _scale(y_low, y_high, height - BOTTOM, TOP)
+    body = _grid(x_at, y_at, ticks(x_low, x_high, 6), ticks(y_low, y_high), across, up, height, up_scale)
+    best = front([(spot.x[1], spot.y[1]) for spot in spots])
+    steps = [(best[0][0], y_low), *(corner for (x, y), (right, _) in zip(best, [*best[1:], (x_high, 0.0)]) for corner in ((x, y), (right, y)))]  # fmt: skip
+    body.append(f'<polyline class="front" points="{" ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in steps)}"/>')
+    taken = [(x_at(spot.x[1]) - 7, y_at(spot.y[1]) - 7, x_at(spot.x[1]) + 7, y_at(spot.y[1]) + 7) for spot in spots]
+    for spot in spots:
+        x, y = x_at(spot.x[1]), y_at(spot.y[1])
+        tone = "strong" if (spot.x[1], spot.y[1]) in best else "weak"
+        body.append(f'<line class="error" x1="{x_at(spot.x[0]):.1f}" x2="{x_at(spot.x[2]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(f'<line class="error" x1="{x:.1f}" x2="{x:.1f}" y1="{y_at(spot.y[0]):.1f}" y2="{y_at(spot.y[2]):.1f}"/>')
+        body.append(f'<circle class="{tone}" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
+    body += [_label(spot.name, x_at(spot.x[1]), y_at(spot.y[1]), taken) for spot in spots]
+    body += _legend([("strong", "no other run beats it on both"), ("weak", "beaten")])
+    said = "; ".join(f"{spot.name}: {_signed(spot.y[1] * up_scale)} at {_signed(spot.x[1])}" for spot in spots)
+    return _svg(WIDTH, height, f"{up} against {across}", said, body)
+
+
+def _x(spot: Spot) -> tuple[float, float, float]:
+    return spot.x
+
+
+def _y(spot: Spot) -> tuple[float, float, float]:
+    return spot.y
+
+
+def _room(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range around the values and zero, with some air."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    air = 0.08 * (high - low) or 1.0
+    return low - air, high + air
+
+
+def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> str:
+    """Write a name beside its point, where it covers no other."""
+    wide = 7.2 * len(name)
+    places = [(x + 10, y - 6, "start"), (x + 10, y + 15, "start"), (x - 10, y - 6, "end"), (x - 10, y + 15, "end"),
+              (x + 10, y - 20, "start"), (x + 10, y + 29, "start"), (x - 10, y - 20, "end"), (x - 10, y + 29, "end")]  # fmt: skip
+    boxes = [(left - wide * (anchor == "end"), low - 11, left + wide * (anchor == "start"), low + 3) for left, low, anchor in places]
+    free = (i for i, box in enumerate(boxes) if box[0] > 0 and box[2] < WIDTH and not any(_overlap(box, other) for other in taken))
+    chosen = next(free, 0)
+    taken.append(boxes[chosen])
+    return _text(*places[chosen][:2], name, places[chosen][2], "name")
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    factor = (end - start) / ((high - low) or 1.0)
+    return lambda value: start + (value - low) * factor
+
+
+def _grid(
+    x_at: Callable[[float], float], y_at: Callable[[float], float], xs: Iterable[float], ys: Iterable[float], across: str,
+    up: str, height: int, up_scale: float = 1.0,
+) -> list[str]:  # fmt: skip
+    body = []
+    for y in ys:
+        kind = "zero" if y == 0 else "grid"
+        body.append(f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(y):.1f}" y2="{y_at(y):.1f}"/>')
+        body.append(_text(LEFT - 8, y_at(y) + 4, _plain(y * up_scale), "end"))
+    body += [_text(x_at(x), height - BOTTOM + 17, _plain(x), "middle") for x in xs]
+    body.append(_text(LEFT + (WIDTH - RIGHT - LEFT) / 2, height - 8, across, "middle", "title"))
+    body.append(_text(4, 16, up, "start", "title"))
+    return body
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> list[str]:
+    body, right = [], float(WIDTH - RIGHT)
+    for kind, name in reversed(entries):
+        body.append(_text(right, 16, name, "end", "key"))
+        right -= 7 * len(name) + 14
+        body.append(f'<circle class="{kind}" cx="{right + 6:.1f}" cy="12" r="5"/>')
+        right -= 14
+    return body
+
+
+def _plain(value: float) -> str:
+    return f"{round(value, 10):,.10g}".replace("-", "\u2212")
+
+
+def _signed(value: float) -> str:
+    return "0" if abs(value) < 1e-12 else f"{round(value, 10):+.6g}".replace("-", "\u2212")
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: int, height: int, title: str, said: str, body: list[str]) -> Markup:
+    label = escape(f"{title}. {said}" if said else title)
+    described = Markup("<desc>{}</desc>").format(said) if said else ""
+    inside = Markup("".join(body))  # built above, every text of it escaped there
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}"><title>{}</title>{}{}</svg>').format(
+        width, height, label, title, described, inside
+    )

@@ -34,9 +34,7 @@ def write_comparison(runs: list[Run], path: Path) -> Path:
         .render(
             rows=rows,
             benchmarks=[name for name in names if "/" not in name or name.startswith("forgetting/")],
-            picture=charts.scatter(points, "rise of cross-entropy on general text", "gain at the target")
-            if points
-            else "",
+            picture=charts.scatter(points, "rise of cross-entropy on general text", "gain at the target") if points else "",
             settings=_settings(runs),
             notes=_notes(runs),
         )

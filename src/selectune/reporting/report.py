@@ -19,9 +19,7 @@ from selectune.run import DataSummary, Difference, Evaluation, Run, Sample, Scor
 
 def environment() -> Environment:
     """Return the templates' environment; everything is escaped unless it is a picture of ours."""
-    made = Environment(
-        loader=PackageLoader("selectune.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    made = Environment(loader=PackageLoader("selectune.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     made.globals.update(number=number, charts=charts, version=__version__)
     return made
 
@@ -86,9 +84,7 @@ def _curves(run: Run) -> str:
         "training loss": [(line["step"], line["loss"]) for line in lines if "loss" in line],
         "development loss": [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
     }
-    return charts.lines(
-        {name: points for name, points in series.items() if points}, "Loss", "step", "nats per response token"
-    )
+    return charts.lines({name: points for name, points in series.items() if points}, "Loss", "step", "nats per response token")
 
 
 def _blocks(scores: Scores | None) -> str:

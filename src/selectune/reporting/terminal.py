@@ -33,9 +33,7 @@ def show_data(summary: DataSummary, console: Console | None = None) -> None:
     """Show what the data was found to be, before training."""
     console = console or Console(stderr=True)
     columns = ", ".join(f"{role} = {name}" for role, name in summary.columns.items())
-    console.print(
-        f"[bold]Data[/]: {summary.read:,} records of shape [bold]{escape(summary.shape)}[/] ({escape(columns)})"
-    )
+    console.print(f"[bold]Data[/]: {summary.read:,} records of shape [bold]{escape(summary.shape)}[/] ({escape(columns)})")
     for dropped in summary.dropped:
         console.print(f"  left out: {dropped.count:,} {dropped.reason}, such as {escape(dropped.examples[0][:80])!r}")
     splits = ", ".join(f"{count:,} {name}" for name, count in summary.splits.items())
@@ -112,6 +110,4 @@ def show_doctor(checks: list[Any], console: Console | None = None) -> None:
     console = console or Console()
     for check in checks:
         mark = "[green]ok[/]  " if check.ok else "[red]look[/]"
-        console.print(
-            f"{mark} {check.name}: {escape(check.found)}" + ("" if check.ok else f" — {escape(check.advice)}")
-        )
+        console.print(f"{mark} {check.name}: {escape(check.found)}" + ("" if check.ok else f" — {escape(check.advice)}"))

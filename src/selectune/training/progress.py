@@ -52,12 +52,13 @@ class ProgressAndMetrics(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        kept = {key: logs[key] for key in ("loss", "eval_loss", "learning_rate", "grad_norm") if key in (logs or {})}
+        given = logs or {}
+        kept: dict[str, Any] = {key: given[key] for key in ("loss", "eval_loss", "learning_rate", "grad_norm") if key in given}
         if not kept:
             return
         if "loss" in kept:
             self._numbers["loss"] = f"loss {kept['loss']:.3f}"
-        line = {"step": state.global_step, "epoch": state.epoch, **kept}
+        line: dict[str, Any] = {"step": state.global_step, "epoch": state.epoch, **kept}
         if "loss" in kept:
             line |= {
                 "tokens": round(state.global_step * self._step_tokens),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from safetensors.torch import load_file, save_file
@@ -58,9 +59,9 @@ class TrainingResult:
 class SelectiveTrainer(Trainer):
     """``transformers.Trainer`` that computes only what is used and saves only what trains."""
 
-    def __init__(
-        self, objective: Objective, bfloat16: bool, learning_rate_hint: str, meter: Meter, **kwargs: Any
-    ) -> None:
+    model: Any
+
+    def __init__(self, objective: Objective, bfloat16: bool, learning_rate_hint: str, meter: Meter, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the response tokens of the whole batch
         self._objective, self._bfloat16, self._meter = objective, bfloat16, meter
@@ -73,9 +74,7 @@ class SelectiveTrainer(Trainer):
             hidden = self._split.hidden(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"])
             return self._objective.total(self._split.logits, hidden, inputs["labels"])
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
         total = self._sum_of_losses(inputs)
         count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
         if not torch.isfinite(total):
@@ -98,15 +97,15 @@ class SelectiveTrainer(Trainer):
                 total += self._sum_of_losses(inputs).item()
                 count += int((inputs["labels"][:, 1:] != -100).sum())
                 self._meter.count(forward=inputs["input_ids"].numel())
-        return EvalLoopOutput(None, None, {"eval_loss": total / max(count, 1)}, count)
+        return EvalLoopOutput(np.empty(0), None, {"eval_loss": total / max(count, 1)}, count)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained_tensors(self.model), folder / WEIGHTS)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if (folder / COMPLETE).exists():
             return
         try:
@@ -122,7 +121,7 @@ class SelectiveTrainer(Trainer):
         load_trained_tensors(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _load_best_model(self) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
         load_trained_tensors(self.model, folder / WEIGHTS)
 
 
@@ -263,9 +262,9 @@ def train(
     if interruption.asked and state.global_step < steps:
         raise Interrupted(state.global_step, steps)
     best = (
-        min((log["eval_loss"], log["step"]) for log in state.log_history if "eval_loss" in log) if keep_best else None
+        min((float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log) if keep_best else None
     )
-    return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None)
+    return TrainingResult(state.global_step, best[1], best[0]) if best else TrainingResult(state.global_step, None, None)
 
 
 class _SaveEvery(TrainerCallback):

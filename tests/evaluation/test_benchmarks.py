@@ -1,0 +1,70 @@
+"""The benchmarks are lm-eval's own tasks: predictions equal those of its ``hf`` backend, item by item."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.lm_eval_equality import compare
+from selectune.evaluation import Scorer, benchmark_texts, known_benchmarks, run_benchmarks
+from selectune.models import load_base
+from tests.tiny import save_tiny, tokenizer
+
+ROOT = Path(os.environ.get("SELECTUNE_DATA_ROOT") or Path(__file__).parents[2].parent / "shared" / "data")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A data root in the layout of the local files, with invented items."""
+    root = tmp_path_factory.mktemp("root")
+    for folder in ("hellaswag", "gsm8k", "mmlu/dev", "mmlu/val", "mmlu/test"):
+        (root / folder).mkdir(parents=True)
+    rows = [{"ind": i, "activity_label": "Cooking", "ctx_a": f"A cook takes {i} eggs.", "ctx_b": "he", "ctx": f"A cook takes {i} eggs. he",
+             "endings": ["breaks them.", "flies [step] away.", "sings to the moon.", "is a fox."], "label": i % 4} for i in range(6)]  # fmt: skip
+    (root / "hellaswag/val_1k.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split in ("train", "test"):
+        rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(8)]
+        (root / f"gsm8k/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for subject in ("college_computer_science", "computer_security", "high_school_computer_science", "machine_learning"):
+        for split in ("dev", "val", "test"):
+            text = "".join(f'"What is bit {i}, if any?",0,1,2,{i},{"ABCD"[i % 4]}\n' for i in range(5))
+            (root / f"mmlu/{split}/{subject}_{split}.csv").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(("name", "few_shot"), [("hellaswag", None), ("mmlu_cs", 2), ("gsm8k", 2)])
+def test_predictions_are_those_of_lm_eval(name, few_shot, files, tmp_path):
+    folder = save_tiny("llama", tmp_path / "base", max_position_embeddings=2048)
+    found = compare(load_base(folder), name, files, 5, few_shot)
+    assert found["items"] == (20 if name == "mmlu_cs" else 5)
+    assert found["equal"] == found["items"], found["different"]
+
+
+@pytest.mark.skipif(not ROOT.is_dir(), reason="needs the local copies of the benchmarks")
+def test_every_benchmark_reads_its_local_file():
+    model = load_base_of_tiny()
+    for name in known_benchmarks():
+        found = run_benchmarks([name], Scorer(model, tokenizer()), str(ROOT), items=2, few_shot=0)[0]
+        assert found.items and 0 <= found.score <= 1 and len({item.id for item in found.items}) == len(found.items)
+        assert len(benchmark_texts([name], str(ROOT), 2)[name]) >= 2
+
+
+def load_base_of_tiny():
+    from tests.tiny import tiny
+
+    return tiny("llama", max_position_embeddings=4096)
+
+
+def test_the_probe_is_large_balanced_and_reproducible():
+    from selectune.evaluation.probe import load_general_prompts, load_general_text, load_questions
+    from selectune.evaluation.probe.build import questions
+
+    loaded = load_questions()
+    assert [{**vars(q), "choices": list(q.choices)} for q in loaded] == questions()
+    assert len(loaded) >= 300 and len({q.id for q in loaded}) == len(loaded)
+    for question in loaded:
+        assert len(set(question.choices)) == len(question.choices) >= 2 and 0 <= question.answer < len(question.choices)
+    first = sum(q.answer == 0 for q in loaded) / len(loaded)
+    assert 0.2 < first < 0.45
+    assert len(load_general_text()) >= 30 and len(load_general_prompts()) >= 40
