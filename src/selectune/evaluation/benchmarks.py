@@ -92,8 +92,8 @@ def benchmark_texts(names: list[str], data_root: str | None = None, items: int |
         for task in _load_tasks(BENCHMARKS[name], data_root, None):
             documents = list(task.test_docs() if task.has_test_docs() else task.validation_docs())
             for document in documents[:items]:
-                asked = task.doc_to_decontamination_query(document) if task.should_decontaminate() else task.doc_to_text(document)
-                texts[name].append(str(asked))
+                asked = task.doc_to_text(document)
+                texts[name].append(asked if isinstance(asked, str) else str(document["sentence"]))  # WinoGrande asks by index
     return texts
 
 

@@ -6,7 +6,7 @@ Knows: lines, bars, intervals and points; their colours come from the page's sty
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -42,7 +42,7 @@ def front(points: Points) -> list[tuple[float, float]]:
     return best
 
 
-def lines(series: dict[str, Points], title: str, across: str, up: str, marked: tuple[float, str] | None = None) -> Markup:
+def lines(series: Mapping[str, Points], title: str, across: str, up: str, marked: tuple[float, str] | None = None) -> Markup:
     """Draw curves over labelled axes: the first thin, the others strong with their points; optionally one marked place."""
     curves = {name: thin(curve) for name, curve in series.items() if curve}
     if not curves:
@@ -66,7 +66,9 @@ def lines(series: dict[str, Points], title: str, across: str, up: str, marked: t
     return _svg(WIDTH, height, f"{title}, {up} by {across}", said, body)
 
 
-def bars(values: Sequence[float | None], marked: Sequence[bool], title: str, across: str, up: str, legend: tuple[str, str]) -> Markup:
+def bars(
+    values: Sequence[float | None], marked: Sequence[bool], title: str, across: str, up: str, legend: tuple[str, str]
+) -> Markup:
     """Draw one bar per value, marked ones strong; without values, a strip that shows only the marks."""
     known = [value for value in values if value is not None]
     height = 220 if known else 104
@@ -122,7 +124,9 @@ def scatter(spots: Sequence[Spot], across: str, up: str, up_scale: float = 1.0) 
     x_at, y_at = _scale(x_low, x_high, LEFT, WIDTH - RIGHT), _scale(y_low, y_high, height - BOTTOM, TOP)
     body = _grid(x_at, y_at, ticks(x_low, x_high, 6), ticks(y_low, y_high), across, up, height, up_scale)
     best = front([(spot.x[1], spot.y[1]) for spot in spots])
-    steps = [(best[0][0], y_low), *(corner for (x, y), (right, _) in zip(best, [*best[1:], (x_high, 0.0)]) for corner in ((x, y), (right, y)))]  # fmt: skip
+    steps = [(best[0][0], y_low)]
+    for (x, y), (right, _) in zip(best, [*best[1:], (x_high, 0.0)], strict=True):
+        steps += [(x, y), (right, y)]
     body.append(f'<polyline class="front" points="{" ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in steps)}"/>')
     taken = [(x_at(spot.x[1]) - 7, y_at(spot.y[1]) - 7, x_at(spot.x[1]) + 7, y_at(spot.y[1]) + 7) for spot in spots]
     for spot in spots:
@@ -157,8 +161,12 @@ def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float,
     wide = 7.2 * len(name)
     places = [(x + 10, y - 6, "start"), (x + 10, y + 15, "start"), (x - 10, y - 6, "end"), (x - 10, y + 15, "end"),
               (x + 10, y - 20, "start"), (x + 10, y + 29, "start"), (x - 10, y - 20, "end"), (x - 10, y + 29, "end")]  # fmt: skip
-    boxes = [(left - wide * (anchor == "end"), low - 11, left + wide * (anchor == "start"), low + 3) for left, low, anchor in places]
-    free = (i for i, box in enumerate(boxes) if box[0] > 0 and box[2] < WIDTH and not any(_overlap(box, other) for other in taken))
+    boxes = [
+        (left - wide * (anchor == "end"), low - 11, left + wide * (anchor == "start"), low + 3) for left, low, anchor in places
+    ]
+    free = (
+        i for i, box in enumerate(boxes) if box[0] > 0 and box[2] < WIDTH and not any(_overlap(box, other) for other in taken)
+    )
     chosen = next(free, 0)
     taken.append(boxes[chosen])
     return _text(*places[chosen][:2], name, places[chosen][2], "name")

@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from selectune.errors import UserError
-from selectune.reporting import charts
+from selectune.reporting import charts, wording
 from selectune.reporting.report import environment
 from selectune.run import Evaluation, Run, Scores, Verdict, write_atomically
 
@@ -22,25 +24,32 @@ def write_comparison(runs: list[Run], path: Path) -> Path:
     """
     rows = [_row(run) for run in runs]
     names = list(dict.fromkeys(name for row in rows for name in row["differences"]))
-    points = []
-    for row in rows:
-        gain, drift = row["differences"].get("target"), row["differences"].get("forgetting/cross_entropy")
-        if gain is not None and drift is not None:
-            sign = 1 if gain.higher_is_better else -1
-            points.append((row["name"], drift.difference, sign * gain.difference))
-    page = (
-        environment()
-        .get_template("comparison.html")
-        .render(
-            rows=rows,
-            benchmarks=[name for name in names if "/" not in name or name.startswith("forgetting/")],
-            picture=charts.scatter(points, "rise of cross-entropy on general text", "gain at the target") if points else "",
-            settings=_settings(runs),
-            notes=_notes(runs),
-        )
-    )
+    page = environment().get_template("comparison.html").render(
+        rows=rows,
+        benchmarks=[name for name in names if "/" not in name or name.startswith("forgetting/")],
+        picture=_front(rows),
+        settings=_settings(runs),
+        notes=_notes(runs),
+    )  # fmt: skip
     write_atomically(path, page)
     return path
+
+
+def _front(rows: list[dict[str, Any]]) -> Markup:
+    """Draw gain at the target against the rise of cross-entropy on general text; runs measured on other metrics are left out."""
+    pairs = [(row["name"], row["differences"].get("target"), row["differences"].get("forgetting/cross_entropy")) for row in rows]
+    known = [(name, gain, drift) for name, gain, drift in pairs if gain is not None and drift is not None]
+    metric = known[0][1].metric if known else ""
+    spots = []
+    for name, gain, drift in known:
+        if gain.metric == metric:
+            low, high = sorted((gain.low, gain.high)) if gain.higher_is_better else (-gain.high, -gain.low)
+            spots.append(charts.Spot(name, (drift.low, drift.difference, drift.high), (low, wording.better(gain), high)))
+    if not spots:
+        return Markup()
+    nats = metric in wording.NATS
+    up = f"gain at the target ({metric.replace('_', ' ')}, {'nats per token' if nats else 'points'})"
+    return charts.scatter(spots, "rise of cross-entropy on general text (nats per token)", up, 1 if nats else 100)
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -50,12 +59,12 @@ def _row(run: Run) -> dict[str, Any]:
     costs = {cost.stage: cost for cost in run.costs()}
     return {
         "name": run.name,
-        "weights": scores.method["method"],
-        "form": scores.form["method"],
+        "weights": wording.method(scores.method),
+        "form": wording.method(scores.form),
         "trained": scores.trained_parameters,
         "differences": {difference.benchmark: difference for difference in verdict.differences},
         "seconds": costs["choose"].seconds + costs["train"].seconds,
-        "memory": costs["train"].peak_memory_bytes / 2**30,
+        "memory": costs["train"].peak_memory_bytes,
         "retained": verdict.retained,
     }
 
