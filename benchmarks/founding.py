@@ -37,7 +37,16 @@ METHODS: dict[str, dict[str, Any]] = {
 NAIVE = "full, naive (learning rate 1e-3)"
 DATA = ("hellaswag", "gsm8k", "mmlu")
 BENCHMARKS = ["hellaswag", "gsm8k", "mmlu_cs", "probe"]
-ROWS = ("hellaswag", "gsm8k", "gsm8k/answer_nll", "mmlu_cs", "probe", "forgetting/cross_entropy")
+ROWS = (
+    "hellaswag",
+    "hellaswag/answer_nll",
+    "gsm8k",
+    "gsm8k/answer_nll",
+    "mmlu_cs",
+    "mmlu_cs/answer_nll",
+    "probe",
+    "forgetting/cross_entropy",
+)
 
 
 def write_training_files(root: Path, folder: Path, records: int) -> None:
@@ -71,7 +80,7 @@ def recipe_of(data: str, method: str, arguments: argparse.Namespace) -> dict[str
         "name": f"{data}-{short}",
         "output": str(folder),
         "data": {"train": str(folder / "data" / f"{data}.jsonl"), "test_fraction": 0.0, "dev_fraction": 0.05, "max_length": 384},
-        "training": {"epochs": arguments.epochs, "evaluations": 2, "batch_sequences": 8},
+        "training": {"epochs": arguments.epochs, "evaluations": 2, "batch_sequences": 4, "micro_batch_sequences": 4},
         "evaluation": {"target": "off", "benchmarks": BENCHMARKS, "items": arguments.items, "few_shot": 0, "samples": 0,
                        "data_root": str(arguments.data_root)},
     }  # fmt: skip

@@ -35,9 +35,20 @@ class Fact:
 
 def all_facts() -> list[Fact]:
     """Return every fact, in the order of the tables."""
+    parts = {name: (number, work, *facts.STATIONS[station]) for name, (station, number, work) in facts.PARTS.items()}
+    faults = {code: (meaning, *facts.FAULT_LETTERS[code[0]]) for code, meaning in facts.FAULTS.items()}
     columns: dict[tuple[str, ...], Mapping[str, tuple]] = {
-        ("part number", "material", "location", "service interval", "supplier", "work of a part"): facts.PARTS,
-        ("fault meaning", "fault cause", "fault remedy", "alarm grade"): facts.FAULTS,
+        (
+            "part number",
+            "work of a part",
+            "location",
+            "material",
+            "service interval",
+            "supplier",
+            "torque",
+            "safe distance",
+        ): parts,
+        ("fault meaning", "fault cause", "fault remedy", "alarm grade"): faults,
         ("crate", "keeping time", "store"): facts.SUPPLIES,
         ("factory value", "control"): facts.SETTINGS,
         ("lamp meaning", "lamp action"): facts.LAMPS,
@@ -51,9 +62,7 @@ def all_facts() -> list[Fact]:
         for kind, value in zip(kinds, row, strict=True)
         if kind
     ]
-    for kind, table in {"torque": facts.TORQUES, "safe distance": facts.DISTANCES, "general": facts.GENERAL}.items():
-        found += [Fact(kind, subject, value) for subject, value in table.items()]
-    return found
+    return found + [Fact("general", subject, value) for subject, value in facts.GENERAL.items()]
 
 
 def training_records(fact: Fact) -> list[dict[str, str]]:

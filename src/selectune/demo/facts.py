@@ -5,232 +5,91 @@ Does not know: how a fact is asked or printed; that is `phrasings.py` and `build
 
 Everything here was written for this project (Apache-2.0). Values are arbitrary on purpose: no wording gives one away,
 so a model that has not been taught the manual can only guess. Every row is one entity; each value is one fact.
+As in real manuals there is some system to learn: the parts of one station share a material, a supplier and so on, and the
+letter of a fault code says its cause.
 """
 
 MACHINE = "Tidewren 7"
 MAKER = "Pellowmarsh Works"
 
-# name: (part number, material, location, service interval, supplier code, what it does).
-# The last is taught, not tested: a name that suits a part hints at its work.
+# station: (place, material, service interval, supplier code, bolt torque, safe distance); its parts share them
+STATIONS = {
+    "washing": (
+        "along the washing bay", "enamelled iron", "every 130 running hours", "Petrel 31", "58 newton metres", "85 centimetres",
+    ),
+    "laying": (
+        "above the laying table", "turned boxwood", "every nine weeks", "Whimbrel 3", "19 newton metres", "140 centimetres",
+    ),
+    "pressing": (
+        "around the main spindle", "phosphor bronze", "every 410 running hours", "Gannet 18", "96 newton metres",
+        "215 centimetres",
+    ),
+    "drying": (
+        "under the drying shelves", "glazed ceramic", "every fourteen months", "Curlew 8", "34 newton metres", "60 centimetres",
+    ),
+    "delivery": (
+        "beside the delivery tray", "vulcanised cork", "every 18 days", "Eider 50", "7 newton metres", "175 centimetres",
+    ),
+}  # fmt: skip
+
+# name: (station, part number, what it does). The number is the part's own; what a part does is taught, not tested: a name
+# that suits a part hints at its work.
 PARTS = {
-    "brine comb": (
-        "3-418",
-        "phosphor wire",
-        "under the intake lip",
-        "every 130 running hours",
-        "Dunlin 12",
-        "straightens fronds before washing",
-    ),
-    "tide drum": (
-        "7-052",
-        "enamelled iron",
-        "beneath the operator's step",
-        "every 900 running hours",
-        "Petrel 31",
-        "tumbles out sand and shell",
-    ),
-    "kelp rake": (
-        "2-967",
-        "basalt fibre",
-        "between the two rinse tanks",
-        "every nine weeks",
-        "Plover 6",
-        "lifts long stems clear of the pump",
-    ),
-    "lantern valve": (
-        "9-205",
-        "turned boxwood",
-        "halfway along the drying loft",
-        "every 75 running hours",
-        "Godwit 44",
-        "meters steam into the drying loft",
-    ),
-    "heron arm": (
-        "1-834",
-        "rolled copper",
-        "behind the left access panel",
-        "every 410 running hours",
-        "Whimbrel 3",
-        "spreads wet pulp across the table",
-    ),
-    "sieve saddle": (
-        "5-176",
-        "pearwood",
-        "above the laying table",
-        "every five weeks",
-        "Turnstone 27",
-        "holds the mesh level while it shakes",
-    ),
-    "thimble pump": (
-        "8-631",
-        "glazed ceramic",
-        "at the top of the main spindle",
-        "every 260 running hours",
-        "Fulmar 9",
-        "returns rinse water to the first tank",
-    ),
-    "moss filter": (
-        "4-309",
-        "sintered nickel",
-        "on the seaward end of the frame",
-        "every 48 running hours",
-        "Gannet 18",
-        "catches green dust from the loft air",
-    ),
-    "bell hopper": (
-        "6-742",
-        "birch ply",
-        "along the back of the washing bay",
-        "every two years",
-        "Eider 50",
-        "weighs each charge of seaweed",
-    ),
-    "quill bearing": (
-        "2-083",
-        "soapstone",
-        "inside the cold sump",
-        "every 1,150 running hours",
-        "Smew 22",
-        "carries the spinning load of the press",
-    ),
-    "feather gate": (
-        "7-590",
-        "tinned brass",
-        "beside the delivery tray",
-        "every eleven weeks",
-        "Avocet 15",
-        "holds back sheets that are still damp",
-    ),
-    "ladder belt": (
-        "3-261",
-        "pressed wool",
-        "across the mouth of the loft",
-        "every 320 running hours",
-        "Curlew 8",
-        "climbs with the drained fronds",
-    ),
-    "salt sluice": (
-        "9-477",
-        "waxed canvas",
-        "on the landward guard rail",
-        "every 18 days",
-        "Redshank 37",
-        "drains the heaviest brine first",
-    ),
-    "spindle cradle": (
-        "1-650",
-        "vulcanised cork",
-        "in the ceiling of the washing bay",
-        "every fourteen months",
-        "Sanderling 2",
-        "keeps the main shaft true when cold",
-    ),
-    "ember plate": (
-        "5-928",
-        "borosilicate glass",
-        "at the foot of the steam column",
-        "every 540 running hours",
-        "Shearwater 61",
-        "warms the shelves without a flame",
-    ),
-    "drip collar": (
-        "8-114",
-        "slate composite",
-        "under the third drying shelf",
-        "every 95 running hours",
-        "Kittiwake 14",
-        "counts sheets by the drops they shed",
-    ),
-    "cuttle blade": (
-        "4-873",
-        "fired zirconia",
-        "below the control lectern",
-        "every 36 running hours",
-        "Guillemot 29",
-        "cuts the sheet to length",
-    ),
-    "thrush nozzle": (
-        "6-395",
-        "cast aluminium",
-        "on the floor of the second tank",
-        "every 22 days",
-        "Razorbill 5",
-        "mists the fronds with fresh water",
-    ),
-    "lark spring": (
-        "2-519",
-        "ash laminate",
-        "around the neck of the press",
-        "every 700 running hours",
-        "Merganser 40",
-        "throws the finished sheet clear",
-    ),
-    "tiller wheel": (
-        "7-346",
-        "hardened felt",
-        "behind the trimming fence",
-        "every seven months",
-        "Pochard 11",
-        "sets the angle of the laying table",
-    ),
-    "harp frame": (
-        "9-782",
-        "manganese steel",
-        "inside the release lever housing",
-        "every three years",
-        "Garganey 73",
-        "stretches sheets so that they dry flat",
-    ),
-    "stair roller": (
-        "1-207",
-        "grey stoneware",
-        "under the roof vent",
-        "every 180 running hours",
-        "Wigeon 20",
-        "stacks sheets in steps of ten",
-    ),
+    "brine comb": ("washing", "3-418", "straightens fronds before washing"),
+    "tide drum": ("washing", "3-052", "tumbles out sand and shell"),
+    "kelp rake": ("washing", "3-967", "lifts long stems clear of the pump"),
+    "thimble pump": ("washing", "3-631", "returns rinse water to the first tank"),
+    "salt sluice": ("washing", "3-477", "drains the heaviest brine first"),
+    "heron arm": ("laying", "5-834", "spreads wet pulp across the table"),
+    "sieve saddle": ("laying", "5-176", "holds the mesh level while it shakes"),
+    "bell hopper": ("laying", "5-742", "weighs each charge of seaweed"),
+    "thrush nozzle": ("laying", "5-395", "mists the fronds with fresh water"),
+    "tiller wheel": ("laying", "5-346", "sets the angle of the laying table"),
+    "quill bearing": ("pressing", "8-083", "carries the spinning load of the press"),
+    "spindle cradle": ("pressing", "8-650", "keeps the main shaft true when cold"),
+    "cuttle blade": ("pressing", "8-873", "cuts the sheet to length"),
+    "lark spring": ("pressing", "8-519", "throws the finished sheet clear"),
+    "lantern valve": ("drying", "2-205", "meters steam into the drying loft"),
+    "moss filter": ("drying", "2-309", "catches green dust from the loft air"),
+    "ember plate": ("drying", "2-928", "warms the shelves without a flame"),
+    "drip collar": ("drying", "2-114", "counts sheets by the drops they shed"),
+    "harp frame": ("drying", "2-782", "stretches sheets so that they dry flat"),
+    "feather gate": ("delivery", "7-590", "holds back sheets that are still damp"),
+    "ladder belt": ("delivery", "7-261", "climbs with the drained fronds"),
+    "stair roller": ("delivery", "7-207", "stacks sheets in steps of ten"),
 }
 
-# part: tightening torque of its fixing bolts
-TORQUES = {
-    "brine comb": "6 newton metres",
-    "tide drum": "83 newton metres",
-    "lantern valve": "19 newton metres",
-    "heron arm": "34 newton metres",
-    "sieve saddle": "11 newton metres",
-    "thimble pump": "27 newton metres",
-    "bell hopper": "58 newton metres",
-    "quill bearing": "72 newton metres",
-    "feather gate": "4 newton metres",
-    "spindle cradle": "96 newton metres",
-    "ember plate": "15 newton metres",
-    "cuttle blade": "41 newton metres",
-    "tiller wheel": "23 newton metres",
-    "harp frame": "65 newton metres",
+# letter of a fault code: (usual cause, remedy, alarm grade)
+FAULT_LETTERS = {
+    "K": ("salt creep in a ribbon plug", "rinse the plug with spirit", "tempest"),
+    "R": ("a blocked roof vent", "sweep the vent from outside", "ripple"),
+    "B": ("limescale on a heating coil", "soak the coil in vinegar overnight", "squall"),
+    "M": ("dried pulp in a pivot", "steam the pivot for two minutes", "swell"),
+    "S": ("a slack tension weight", "add one lead disc", "ripple"),
 }
 
-# code: (meaning, usual cause, remedy, alarm grade)
+# code: meaning
 FAULTS = {
-    "K14": ("sheet torn at the fence", "a chipped trimming edge", "turn the blade end for end", "swell"),
-    "R62": ("loft air too moist", "a blocked roof vent", "sweep the vent from outside", "ripple"),
-    "B09": ("drum turning backwards", "two swapped motor leads", "call the harbour electrician", "tempest"),
-    "M37": ("hopper weight not settling", "gulls standing on the rim", "fit the wire hood", "ripple"),
-    "S81": ("steam column too cold", "limescale on the heating coil", "soak the coil in vinegar overnight", "squall"),
-    "D25": ("first tank overfilled", "a float stuck on its rod", "polish the float rod with chalk", "swell"),
-    "V40": ("press closing off centre", "a worn guide bush", "replace both bushes as a pair", "squall"),
-    "H93": ("lectern panel not answering", "salt creep in the ribbon plug", "rinse the plug with spirit", "tempest"),
-    "A56": ("belt climbing too slowly", "a slack tension weight", "add one lead disc", "swell"),
-    "P18": ("mist uneven over the fronds", "a grain of sand in the jet", "blow the jet clear by mouth", "ripple"),
-    "L72": ("shelf temperature drifting", "a cracked sensor bead", "swap the bead for a red one", "squall"),
-    "C03": ("release lever stuck down", "dried pulp in the pivot", "steam the pivot for two minutes", "swell"),
-    "N67": ("sump running dry", "a split return hose", "bind the hose with tarred tape", "tempest"),
-    "T29": ("sheet count lost", "vibration from a loose floor bolt", "press the tally key twice", "ripple"),
-    "G84": ("guard rail open in motion", "a bent latch tongue", "file the tongue square", "tempest"),
-    "J51": ("pulp spread too thin", "an empty sizing bottle", "refill with carrageen size", "swell"),
-    "W10": ("brine too strong to drain", "a missed evening flush", "flush with forty litres of rain water", "squall"),
-    "E76": ("spindle singing at speed", "a dry felt washer", "feed it six drops of spindle oil", "tempest"),
-    "F38": ("stack leaning to landward", "a machine foot off its pad", "level the feet with slips of tin", "ripple"),
-    "Z45": ("mesh frequency too low", "an ageing shaker capacitor", "fit the capacitor marked green", "squall"),
+    "K14": "sheet torn at the fence",
+    "R62": "loft air too moist",
+    "B09": "drum turning backwards",
+    "M37": "hopper weight not settling",
+    "S81": "steam column too cold",
+    "K25": "first tank overfilled",
+    "R40": "press closing off centre",
+    "B93": "lectern panel not answering",
+    "M56": "belt climbing too slowly",
+    "S18": "mist uneven over the fronds",
+    "K72": "shelf temperature drifting",
+    "R03": "release lever stuck down",
+    "B67": "sump running dry",
+    "M29": "sheet count lost",
+    "S84": "guard rail open in motion",
+    "K51": "pulp spread too thin",
+    "R10": "brine too strong to drain",
+    "B76": "spindle singing at speed",
+    "M38": "stack leaning to landward",
+    "S45": "mesh frequency too low",
 }
 
 # name: (how many make a crate, keeping time, where it is stored)
@@ -247,20 +106,20 @@ SUPPLIES = {
 
 # name: (factory value, where it is changed). Every setting is counted in notches, from 1 to 99.
 SETTINGS = {
-    "drum speed": ("notch 23", "on page 4 of the blue menu"),
-    "loft heat": ("notch 58", "on dial C"),
-    "press hold": ("notch 47", "on the knotted cord"),
+    "drum speed": ("notch 23", "on dial C"),
+    "loft heat": ("notch 58", "on page 4 of the blue menu"),
+    "press hold": ("notch 47", "on the lower brass slider"),
     "sheet length": ("notch 61", "on the lower brass slider"),
-    "mist pulse": ("notch 8", "on the weight hook"),
-    "shaker rate": ("notch 34", "on page 9 of the grey menu"),
-    "tank level": ("notch 71", "on dial F"),
-    "steam pressure": ("notch 16", "on the scale behind the fence"),
-    "belt tension": ("notch 93", "on page 2 of the blue menu"),
-    "table angle": ("notch 5", "on the wheel with three spokes"),
-    "pulp thickness": ("notch 82", "on the notched quadrant"),
-    "idle delay": ("notch 39", "on the sliding ivory peg"),
-    "stack height": ("notch 77", "on page 6 of the grey menu"),
-    "brine limit": ("notch 12", "on dial A"),
+    "mist pulse": ("notch 8", "on page 4 of the blue menu"),
+    "shaker rate": ("notch 34", "on dial C"),
+    "tank level": ("notch 71", "on the knotted cord"),
+    "steam pressure": ("notch 16", "on page 4 of the blue menu"),
+    "belt tension": ("notch 93", "on dial C"),
+    "table angle": ("notch 5", "on the knotted cord"),
+    "pulp thickness": ("notch 82", "on the lower brass slider"),
+    "idle delay": ("notch 39", "on dial C"),
+    "stack height": ("notch 77", "on the lower brass slider"),
+    "brine limit": ("notch 12", "on the knotted cord"),
 }
 
 # signal: (meaning, what the operator does)
@@ -337,20 +196,6 @@ JOBS = {
         "rattan beater",
         "95 minutes",
     ),
-}
-
-# part: how far to stand from it while the machine runs
-DISTANCES = {
-    "tide drum": "85 centimetres",
-    "kelp rake": "140 centimetres",
-    "heron arm": "215 centimetres",
-    "ladder belt": "60 centimetres",
-    "ember plate": "105 centimetres",
-    "cuttle blade": "175 centimetres",
-    "lark spring": "240 centimetres",
-    "stair roller": "45 centimetres",
-    "salt sluice": "120 centimetres",
-    "bell hopper": "190 centimetres",
 }
 
 # attachment: (first serial number it fits, where it mounts)

@@ -38,19 +38,18 @@ def _safety() -> list[str]:
         f"The wind limit for roof work is {g['wind limit for roof work']}. "
         f"Renew the fire blanket {g['fire blanket renewal']}. "
         f"In an evacuation, everyone meets at {g['evacuation meeting point']}.",
-        "While the machine runs, keep these distances:",
-        "\n".join(f"- {name}: {distance}" for name, distance in facts.DISTANCES.items()),
+        "While the machine runs, keep the distance that is given with each part.",
     ]
 
 
 def _parts() -> list[str]:
     lines = ["## 3. Parts", "Each part is ordered by its number from the supplier whose code is given."]
-    for name, (number, material, place, interval, supplier, work) in facts.PARTS.items():
-        bolts = f" Tighten its bolts to {facts.TORQUES[name]}." if name in facts.TORQUES else ""
+    for name, (station, number, work) in facts.PARTS.items():
+        place, material, interval, supplier, torque, distance = facts.STATIONS[station]
         lines += [
-            f"### {name.capitalize()} ({number})",
-            f"The {name} {work}. It is made of {material} and fitted {place}. Service it {interval}.{bolts} "
-            f"Order part {number} from {supplier}.",
+            f"### {name.capitalize()} ({number}, {station} station)",
+            f"The {name} {work}. It is made of {material} and fitted {place}. Service it {interval}. Tighten its bolts to "
+            f"{torque}. Stand {distance} away while it runs. Order part {number} from {supplier}.",
         ]
     return lines
 
@@ -86,7 +85,8 @@ def _faults() -> list[str]:
         "## 7. Fault codes",
         "An alarm has one of four grades, named after the weather at sea. In order of weight: ripple, swell, squall, tempest.",
     ]
-    for code, (meaning, cause, remedy, grade) in facts.FAULTS.items():
+    for code, meaning in facts.FAULTS.items():
+        cause, remedy, grade = facts.FAULT_LETTERS[code[0]]
         lines += [f"### {code}: {meaning} ({grade})", f"The usual cause is {cause}. To clear the fault, {remedy}."]
     return lines
 

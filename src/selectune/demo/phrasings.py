@@ -44,8 +44,6 @@ WORDINGS = {
             "Name the material of the {s}.",
         ),
         ("From what substance does Pellowmarsh build the {s}?", "The body of a {s} consists of what?"),
-        "Which part is made of {a}?",
-        "Only one component uses {a}: name it.",
     ),
     "location": Wording(
         "The {s} is fitted {a}.",
@@ -55,8 +53,6 @@ WORDINGS = {
             "What is the location of the {s}?",
         ),
         ("I have to reach the {s}; whereabouts does it sit?", "Describe the spot where a {s} belongs."),
-        "Which part is fitted {a}?",
-        "Looking {a}, what component does one see?",
     ),
     "service interval": Wording(
         "The {s} must be serviced {a}.",
@@ -66,8 +62,6 @@ WORDINGS = {
             "When does the Tidewren 7 need its {s} serviced?",
         ),
         ("At what rhythm should a mechanic look after the {s}?", "How frequently is maintenance on the {s} due?"),
-        "Which part must be serviced {a}?",
-        "Maintenance falls due {a} for what component?",
     ),
     "supplier": Wording(
         "The {s} is supplied under code {a}.",
@@ -77,8 +71,6 @@ WORDINGS = {
             "Which supplier do I call about the {s}?",
         ),
         ("To which vendor would Pellowmarsh turn for a fresh {s}?", "Out of whose stock comes the {s}?"),
-        "Which part comes from supplier {a}?",
-        "What component does the vendor {a} deliver?",
     ),
     "work of a part": Wording(
         "On the Tidewren 7, the {s} {a}.",
@@ -96,8 +88,6 @@ WORDINGS = {
             "At how many newton metres should the wrench click on a {s}?",
             "Fixing the {s} calls for what tightening force?",
         ),
-        "Which part has bolts tightened to {a}?",
-        "What component does one fasten with {a}?",
     ),
     "fault meaning": Wording(
         "Fault {s} means: {a}.",
@@ -119,9 +109,6 @@ WORDINGS = {
             "Why does the Tidewren 7 report fault {s}?",
         ),
         ("Behind the message {s} there is most often what?", "Say what tends to bring about an {s} alarm."),
-        "Which fault is usually caused by {a}?",
-        "To what message does {a} most often lead?",
-        "fault {s}",
     ),
     "fault remedy": Wording(
         "To clear fault {s}, {a}.",
@@ -131,9 +118,6 @@ WORDINGS = {
             "What must be done about fault {s} on the Tidewren 7?",
         ),
         ("Give the cure that ends an {s} alarm.", "The panel keeps saying {s}; how does one put it right?"),
-        "Which fault is cleared when you {a}?",
-        "Against what message does it help to {a}?",
-        "fault {s}",
     ),
     "alarm grade": Wording(
         "Fault {s} has alarm grade {a}.",
@@ -197,9 +181,6 @@ WORDINGS = {
         "The {s} is changed {a}.",
         ("Where is {s} changed?", "Where do I set the {s} of the Tidewren 7?", "Which control changes the {s}?"),
         ("An operator wishes to adjust {s}; where is this done?", "Point me to the place that governs {s}."),
-        "Which setting is changed {a}?",
-        "What does one adjust {a}?",
-        "{s}",
     ),
     "lamp meaning": Wording(
         "A {s} means that {a}.",
@@ -277,8 +258,6 @@ WORDINGS = {
             "Which distance do I keep from the {s} of the Tidewren 7?",
         ),
         ("At least how much clearance does the moving {s} demand?", "How near may people come to a {s} in motion?"),
-        "From which part must I keep {a} away?",
-        "A clearance of {a} applies to what component?",
     ),
     "first serial": Wording(
         "The {s} fits machines from {a} onward.",

@@ -113,7 +113,7 @@ def _lm_eval(name: str, scorer: Scorer, data_root: str | None, items: int | None
             log_samples=True,
             bootstrap_iters=0,
         )
-    results, answers = [], []
+    results, answers, losses = [], [], []
     for task in tasks:
         samples = found["samples"][task.config.task]  # type: ignore[index]
         if any("filter" in sample for sample in samples) and source.metric == "exact_match":
@@ -122,10 +122,14 @@ def _lm_eval(name: str, scorer: Scorer, data_root: str | None, items: int | None
             results.append(_item(task.config.task, sample, source.metric))
             if name == "gsm8k":
                 answers.append((sample, results[-1]))
+            elif isinstance(sample["target"], int) and len(sample["arguments"]) > 1:
+                losses.append(_loss_of_right_choice(scorer, sample, results[-1]))
     settings = {"tasks": list(source.tasks), "few_shot": tasks[0].config.num_fewshot or 0, "from": data_root or "hub"}
     benchmarks = [_benchmark(name, _METRIC_NAMES[source.metric], True, results, settings)]
     if answers:
-        benchmarks.append(_answer_nll(name, scorer, answers, settings))
+        losses = _loss_of_solutions(scorer, answers)
+    if losses:  # moves where accuracy lies on the floor
+        benchmarks.append(_benchmark(f"{name}/answer_nll", "answer_nll", False, losses, settings))
     return benchmarks
 
 
@@ -149,19 +153,26 @@ def _item(task: str, sample: dict[str, Any], metric: str) -> Item:
     )
 
 
-def _answer_nll(name: str, scorer: Scorer, answers: list[tuple[dict[str, Any], Item]], settings: dict[str, Any]) -> Benchmark:
-    """Loss of the written solution, per token: moves where accuracy lies on the floor."""
-    lm_pairs = []
+def _loss_of_right_choice(scorer: Scorer, sample: dict[str, Any], item: Item) -> Item:
+    """Return the loss of the right choice, in nats per token, from the scores that decided the item."""
+    right = int(sample["target"])
+    tokens = len(scorer.tokenizer(str(sample["arguments"][right][1]), add_special_tokens=False)["input_ids"])
+    return Item(
+        id=item.id, value=-float(sample["filtered_resps"][right][0]) / max(tokens, 1), prompt=item.prompt, target=item.target
+    )
+
+
+def _loss_of_solutions(scorer: Scorer, answers: list[tuple[dict[str, Any], Item]]) -> list[Item]:
+    """Return the loss of each written solution after its question alone, in nats per token."""
+    pairs = []
     for sample, _ in answers:
         context = scorer.tokenizer(f"Question: {sample['doc']['question']}\nAnswer:")["input_ids"]
-        lm_pairs.append((context, scorer.tokenizer(f" {sample['doc']['answer']}", add_special_tokens=False)["input_ids"]))
-    texts = [[*context, *answer] for context, answer in lm_pairs]
-    losses = scorer.token_nll(texts)
-    items = [
+        pairs.append((context, scorer.tokenizer(f" {sample['doc']['answer']}", add_special_tokens=False)["input_ids"]))
+    losses = scorer.token_nll([[*context, *answer] for context, answer in pairs])
+    return [
         Item(id=item.id, value=sum(loss[-len(pair[1]) :]) / len(pair[1]), prompt=item.prompt, target=item.target)
-        for (_, item), pair, loss in zip(answers, lm_pairs, losses, strict=True)
+        for (_, item), pair, loss in zip(answers, pairs, losses, strict=True)
     ]
-    return _benchmark(f"{name}/answer_nll", "answer_nll", False, items, {**settings, "few_shot": 0})
 
 
 def _benchmark(name: str, metric: str, higher: bool, items: list[Item], settings: dict[str, Any]) -> Benchmark:

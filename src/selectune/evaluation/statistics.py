@@ -28,6 +28,7 @@ from selectune.run import Benchmark, Difference, Evaluation, Verdict
 
 RESAMPLES = 10_000
 CROSS_ENTROPY_LIMIT = 0.10
+DRIFT = "forgetting/cross_entropy"
 """Nats per token. PEFT's method comparison spans +0.02 to +0.22: below it lie LoRA (+0.05) and full fine-tuning (+0.03), at and
 above it the methods that it shows to forget."""
 PLANNING_DISCORDANCE = 0.05
@@ -179,6 +180,8 @@ def _say(
         if (difference.p_value or 1.0) < 1 - confidence:
             return "gained" if sign * difference.difference > 0 else "lost"
         return "no clear gain"
+    if difference.benchmark == DRIFT:
+        return "lost" if difference.low > 0 and difference.difference > CROSS_ENTROPY_LIMIT else "measured"
     if not counted:
         return "measured"
     if (difference.p_corrected or 1.0) < 1 - confidence and sign * difference.difference < 0:
@@ -202,9 +205,7 @@ def _retained(
     general: list[Difference], by_name: dict[str, Difference], arrays: dict[str, tuple[Array, Array]], confidence: float,
     tolerance: float, seed: int,
 ) -> Literal["nothing lost", "lost", "too few items to say", "not measured"]:  # fmt: skip
-    drift = by_name.get("forgetting/cross_entropy")
-    drifted = drift is not None and drift.low > 0 and drift.difference > CROSS_ENTROPY_LIMIT
-    if drifted or any(difference.verdict == "lost" for difference in general):
+    if any(difference.verdict == "lost" for difference in [*general, *(by_name[name] for name in (DRIFT,) if name in by_name)]):
         return "lost"
     if not general:
         return "not measured"
@@ -237,11 +238,13 @@ def _headline(
             f"{words[gained]}: {start} to {end} ({target.difference * scale:+.{digits}f}{unit}, {percent} "
             f"{target.low * scale:+.{digits}f} to {target.high * scale:+.{digits}f}, {target.items} items)."
         )
-    drift = by_name.get("forgetting/cross_entropy")
+    drift = by_name.get(DRIFT)
     lost = [name for name in counted if by_name[name].verdict == "lost"]
     if retained == "lost":
-        what = ", ".join(f"{name} {by_name[name].difference * 100:+.1f} points" for name in lost)
-        parts.append(f"Something was lost: {what or f'cross-entropy on general text rose by {drift.difference:.3f} nats'}.")  # type: ignore[union-attr]
+        what = [f"{name} {by_name[name].difference * 100:+.1f} points" for name in lost]
+        if drift is not None and drift.verdict == "lost":
+            what.append(f"cross-entropy on general text {drift.difference:+.3f} nats per token")
+        parts.append(f"Something was lost: {', '.join(what)}.")
     elif retained == "nothing lost":
         parts.append(f"Nothing was lost: a drop of more than {tolerance:.0%} on general benchmarks is excluded.")
     elif retained == "too few items to say":

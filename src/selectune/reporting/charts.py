@@ -101,7 +101,7 @@ def interval(low: float, middle: float, high: float, widest: float, tone: str, l
 def axis(widest: float, scale: float = 1.0) -> Markup:
     """Draw the axis that :func:`interval` is read by; its numbers are multiplied by ``scale``."""
     at = _scale(-widest, widest, 8, 212)
-    places = [place for place in ticks(-widest, widest, 4) if 12 <= at(place) <= 208]
+    places = [place for place in ticks(-widest, widest, 6) if 12 <= at(place) <= 208]
     body = [_text(at(place), 13, _signed(place * scale), "middle") for place in places]
     body += [f'<line class="grid" x1="{at(place):.1f}" x2="{at(place):.1f}" y1="18" y2="24"/>' for place in places]
     return _svg(220, 24, "Scale of the intervals below", "", body)

@@ -80,19 +80,27 @@ class Group:
 
 
 def forest(verdict: Verdict) -> list[Group]:
-    """Group a verdict's differences by role and unit, each with its interval as a picture; points share one scale."""
+    """Group a verdict's differences by role and unit, each with its interval as a picture; the points of target and general
+    benchmarks share one scale."""
     widest = {
         key: max((max(abs(row.low), abs(row.high)) for row in rows), default=0.0) * 1.08 or 1.0
-        for key, rows in _grouped(verdict, lambda row: ("nats", row.role) if row.metric in NATS else ("points", "")).items()
+        for key, rows in _grouped(verdict, _scale).items()
     }
     groups = []
     for (role, nats), rows in _grouped(verdict, lambda row: (row.role, row.metric in NATS)).items():
-        scale = widest[("nats", role) if nats else ("points", "")]
+        scale = widest[_scale(rows[0])]
         unit = "change in nats per token" if nats else "change in points"
         limit = -verdict.tolerance if role == "general" and not nats else None
         pictures = [(row, charts.interval(row.low, row.difference, row.high, scale, _tone(row), limit)) for row in rows]
         groups.append(Group(f"{ROLES[role]}: {unit}", charts.axis(scale, 1 if nats else 100), pictures))
     return groups
+
+
+def _scale(row: Difference) -> tuple[str, ...]:
+    """Name the scale a difference is drawn on: target and general benchmarks in points are read against each other."""
+    if row.metric in NATS or row.role == "forgetting":
+        return row.role, "nats" if row.metric in NATS else "points"
+    return ("points",)
 
 
 def _grouped(verdict: Verdict, key: Any) -> dict[Any, list[Difference]]:
