@@ -33,6 +33,31 @@ ARCHITECTURES: dict[str, dict] = {
     "gemma2": {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 128},
     "qwen2": {**SMALL, "num_key_value_heads": 2},
 }
+OTHERS: dict[str, dict] = {
+    "mistral": {**SMALL, "num_key_value_heads": 2},
+    "gemma": {**SMALL, "num_key_value_heads": 2, "head_dim": 16},
+    "gemma3_text": {**SMALL, "num_key_value_heads": 2, "head_dim": 16},
+    "qwen3": {**SMALL, "num_key_value_heads": 2, "head_dim": 16},
+    "qwen2_moe": {
+        **SMALL,
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "shared_expert_intermediate_size": 128,
+    },
+    "qwen3_moe": {
+        **SMALL,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+    },
+    "phi": {**SMALL, "num_key_value_heads": 2},
+    "phi3": {**SMALL, "num_key_value_heads": 2},
+}
+"""More architectures whose anatomy and head must be right; too many for the whole contract."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -52,7 +77,7 @@ def tiny(architecture: str, seed: int = 0, dtype: torch.dtype = torch.float32, *
     torch.manual_seed(seed)
     words = tokenizer()
     config = AutoConfig.for_model(architecture, vocab_size=len(words), bos_token_id=1, eos_token_id=2, pad_token_id=2,
-                                  **{**ARCHITECTURES[architecture], **changes})  # fmt: skip
+                                  **{**(ARCHITECTURES | OTHERS)[architecture], **changes})  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():  # random models are nearly uniform; make their choices clear
         for value in model.parameters():

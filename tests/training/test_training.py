@@ -114,6 +114,19 @@ def test_every_schedule_runs(schedule, tmp_path):
     assert (rates[-1] < max(rates)) == (schedule != "constant")
 
 
+def test_it_stops_early_when_the_development_loss_rises_and_keeps_the_best(tmp_path):
+    recipe = TrainingRecipe(batch_sequences=2, micro_batch_sequences=2, evaluations=20, early_stop=2, schedule="constant")
+    result, _ = run_training(tmp_path, recipe, steps=40, learning_rate=0.2)  # far too fast: it gets worse at once
+    assert result.steps < 40 and result.best_step is not None and result.best_step < result.steps
+
+
+def test_trackers_of_the_ecosystem_are_fed(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    run_training(tmp_path, TrainingRecipe(batch_sequences=2, micro_batch_sequences=2, report_to=["tensorboard"]), steps=2)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
 def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
     model = tiny("llama")
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")

@@ -37,7 +37,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "context": ("contexts", "context", "passage"),
     },
     "question_answer": {
-        "question": ("question", "query", "problem", "input", "context"),
+        "question": ("question", "query", "problem", "input", "context", "text"),
         "answer": ("answer", "response", "solution", "long_answer", "output", "continuation"),
     },
     "text": {"text": ("text", "content", "body", "document", "paragraph", "eventtemplate")},
