@@ -12,7 +12,6 @@ from selectune.models import Anatomy, load_base
 from selectune.models.head import SplitModel
 from tests.tiny import ARCHITECTURES, OTHERS, save_tiny, tiny
 
-
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 
 

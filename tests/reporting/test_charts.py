@@ -1,5 +1,6 @@
 """Pictures: what they show is what they were given, and every text in them is escaped."""
 
+import itertools
 import random
 import re
 
@@ -22,7 +23,7 @@ def test_ticks_are_round_and_inside(low, high):
     found = ticks(low, high)
     assert found and len(found) <= 12
     assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
-    steps = {round((b - a) / (high - low), 6) for a, b in zip(found, found[1:], strict=False)}
+    steps = {round((b - a) / (high - low), 6) for a, b in itertools.pairwise(found)}
     assert len(steps) <= 1
 
 

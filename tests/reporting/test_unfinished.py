@@ -41,7 +41,7 @@ def test_an_unfinished_run_says_what_is_missing(run):
     page = write_report(half).read_text(encoding="utf-8")
     assert "This run is not finished" in page and f"selectune resume {half.folder}" in page
     assert "has not finished" in page and "Only the base has been judged" in page
-    with pytest.raises(UserError, match="is not finished.*selectune resume"):
+    with pytest.raises(UserError, match=r"is not finished.*selectune resume"):
         write_comparison([run, half], run.folder.with_name("c.html"))
 
 
