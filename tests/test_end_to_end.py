@@ -44,6 +44,9 @@ def test_a_run_leaves_what_it_promises(run):
     assert [cost.stage for cost in run.costs()] == list(STAGES)
     train = next(cost for cost in run.costs() if cost.stage == "train")
     assert train.backward_tokens > 0 and train.flops > 0 and train.bytes_written > 0
+    before, after = (next(c for c in run.costs() if c.stage == stage) for stage in ("measure_base", "measure_specialist"))
+    assert before.forward_tokens > 0 and before.backward_tokens == 0 and before.flops > 0
+    assert after.forward_tokens > before.forward_tokens  # forgetting is read there, by both models
 
 
 def test_the_report_is_one_page_without_network_and_escaped(run):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 import psutil
 from pydantic import BaseModel
@@ -42,6 +43,25 @@ class Meter:
         self.cost.backward_tokens += backward
         self.cost.flops += flops
         self.cost.bytes_written += written
+
+    def watch(self, model: Any, parameters: int) -> None:
+        """Count, from now on, every token that enters a model and the operations of its matrix products.
+
+        Args:
+            model: a transformers model; copies that are made of it later count too. parameters: how many it has. All experts
+                of a mixture are counted.
+        """
+        entry, head = model.get_input_embeddings(), model.get_output_embeddings()
+        inner = parameters - entry.weight.numel() - (0 if head.weight is entry.weight else head.weight.numel())
+
+        def enter(module: Any, inputs: Any) -> None:
+            self.count(forward=inputs[0].numel(), flops=2.0 * inner * inputs[0].numel())
+
+        def leave(module: Any, inputs: Any) -> None:
+            self.count(flops=2.0 * module.weight.numel() * (inputs[0].numel() // inputs[0].shape[-1]))
+
+        entry.register_forward_pre_hook(enter)
+        head.register_forward_pre_hook(leave)
 
     def memory(self) -> int:
         """Return the memory in use now, in bytes, and remember it if it is the largest so far."""

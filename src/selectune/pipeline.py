@@ -234,6 +234,7 @@ class _Chain:
             """Measure the base, or take what an earlier run with the same base, test set and settings measured."""
             if not kept.exists():
                 base = self.load_base(quantised=False)  # what the user has, even where a form then holds it in 4 bits
+                meter.watch(base.model, base.anatomy.total_parameters)
                 measured, answers = self.evaluate(base.model, base.tokenizer, "base")
                 write_atomically(kept, json.dumps({"evaluation": measured.model_dump(mode="json"), "answers": answers}))
             values = json.loads(kept.read_text(encoding="utf-8"))
@@ -351,9 +352,12 @@ class _Chain:
             base = self.load_base()
             tokenizer = base.tokenizer
             model = load_specialist(base, self.run.path("specialist"))
+            meter.watch(model, base.anatomy.total_parameters)
             measured, answers = self.evaluate(model, tokenizer, "specialist")
             if self.recipe.evaluation.forgetting:
-                before, after = evaluation.measure_forgetting(self.load_base().model, model, tokenizer, bfloat16=self.bfloat16)
+                beside = self.load_base(quantised=False)
+                meter.watch(beside.model, beside.anatomy.total_parameters)
+                before, after = evaluation.measure_forgetting(beside.model, model, tokenizer, bfloat16=self.bfloat16)
                 base_measured = self.run.read("base_evaluation.json", Evaluation)
                 kept = [item for item in base_measured.benchmarks if item.role != "forgetting"]
                 self.run.write("base_evaluation.json", Evaluation(model="base", benchmarks=kept + before))
@@ -392,6 +396,8 @@ class _Chain:
         self.run.write("data.json", summary)
 
 
+MEASUREMENTS = 2
+"""Raise it when what is measured changes: kept measurements of bases are then taken anew."""
 _JUDGING = {"confidence", "tolerance", "require_retention"}
 
 
