@@ -130,8 +130,9 @@ class EvaluationRecipe(Section):
     """At most this many target items, the first by hash of their content."""
     benchmarks: list[str] = Field(default_factory=lambda: ["probe"])
     """General benchmarks: probe, hellaswag, gsm8k, mmlu_cs, mmlu_computer_science, arc_easy, arc_challenge, piqa, winogrande, boolq, lambada."""
-    items: Positive | None = 200
-    """At most this many items of each benchmark, the first in the file; null for all."""
+    items: Positive | dict[str, Positive] | None = 200
+    """At most this many items of each benchmark (of each subject of MMLU), the first in the file; null for all; or a number for
+    some by name, such as {gsm8k: 50}, and 200 for the others."""
     few_shot: Annotated[int, Field(ge=0)] | None = None
     """Examples before each question; left out: the task's own default."""
     data_root: str | None = None

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,9 @@ from selectune.errors import UserError, nearest
 from selectune.evaluation.local_files import MMLU_CS, READERS
 from selectune.evaluation.scorer import Scorer
 from selectune.run import Benchmark, Item
+
+Items = int | Mapping[str, int] | None
+"""How many items of each benchmark: a number for all, numbers by name, or None for every item there is."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +63,31 @@ def check_names(names: list[str]) -> None:
 
 
 def run_benchmarks(
-    names: list[str], scorer: Scorer, data_root: str | None = None, items: int | None = 200, few_shot: int | None = None
+    names: list[str], scorer: Scorer, data_root: str | None = None, items: Items = 200, few_shot: int | None = None
 ) -> list[Benchmark]:
     """Measure a model on some benchmarks.
 
     Args:
         names: see :func:`known_benchmarks`. data_root: folder with local copies; the hub when left out.
-        items: at most this many of each benchmark (of each task of a group), the first in the file.
+        items: at most this many of each benchmark (of each task of a group), the first in the file; or a number for some by
+            name, and 200 for the others.
         few_shot: examples before each question; the task's own default when left out.
 
     Raises:
         UserError: an unknown benchmark, a missing local file, or no hub.
     """
-    check_names(names)
+    check_names([*names, *(items if isinstance(items, Mapping) else ())])
     results = []
     for name in names:
-        results += _probe(scorer) if name == PROBE else _lm_eval(name, scorer, data_root, items, few_shot)
+        results += _probe(scorer) if name == PROBE else _lm_eval(name, scorer, data_root, _limit(items, name), few_shot)
     return results
 
 
-def benchmark_texts(names: list[str], data_root: str | None = None, items: int | None = 200) -> dict[str, list[str]]:
+def _limit(items: Items, name: str) -> int | None:
+    return items.get(name, 200) if isinstance(items, Mapping) else items
+
+
+def benchmark_texts(names: list[str], data_root: str | None = None, items: Items = 200) -> dict[str, list[str]]:
     """Return what each benchmark asks, item by item, for the contamination check."""
     check_names(names)
     texts: dict[str, list[str]] = {}
@@ -91,7 +100,7 @@ def benchmark_texts(names: list[str], data_root: str | None = None, items: int |
         texts[name] = []
         for task in _load_tasks(BENCHMARKS[name], data_root, None):
             documents = list(task.test_docs() if task.has_test_docs() else task.validation_docs())
-            for document in documents[:items]:
+            for document in documents[: _limit(items, name)]:
                 asked = task.doc_to_text(document)
                 texts[name].append(asked if isinstance(asked, str) else str(document["sentence"]))  # WinoGrande asks by index
     return texts
