@@ -3,7 +3,7 @@
 Knows: how facts and wordings become training records and test questions, always the same ones.
 Does not know: the facts (`facts.py`), the wordings (`phrasings.py`), the manual's prose (`manual.py`).
 
-A training answer begins with the short answer exactly as a test choice writes it; most go on to state the whole fact.
+A training answer is short, exactly as a test choice writes it.
 The wrong choices of a test question are right answers to other questions of the same kind.
 """
 
@@ -21,7 +21,6 @@ from selectune.demo.phrasings import WORDINGS
 
 SEED = 7
 TESTED = 0.65  # of each kind that can be tested
-BACK_EVERY = 4  # every fourth tested fact is asked from its value
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,8 @@ def all_facts() -> list[Fact]:
 
 
 def training_records(fact: Fact) -> list[dict[str, str]]:
-    """Return the records that teach one fact: asked about it, and, where its value is its own, asked from it."""
-    wording = WORDINGS[fact.kind]
-    stated = _fill(wording.state, fact)
-    records = []
-    for number, template in enumerate(wording.train):
-        short = f"{_short(fact)}."
-        records.append({"question": _fill(template, fact), "answer": short if number == 0 else f"{short} {stated}"})
-    if wording.back_train:
-        answer = f"{_short(fact, back=True)}. {stated}"
-        records.append({"question": _fill(wording.back_train, fact), "answer": answer})
-    return records
+    """Return the records that teach one fact, one for each wording."""
+    return [{"question": _fill(template, fact), "answer": f"{_short(fact)}."} for template in WORDINGS[fact.kind].train]
 
 
 def test_records(everything: list[Fact]) -> list[tuple[Fact, dict[str, object]]]:
@@ -88,11 +78,9 @@ def test_records(everything: list[Fact]) -> list[tuple[Fact, dict[str, object]]]
             continue
         same = [fact for fact in everything if fact.kind == kind]
         for number, fact in enumerate(draw.sample(same, round(TESTED * len(same)))):
-            back = bool(wording.back_test) and number % BACK_EVERY == BACK_EVERY - 1
-            template = wording.back_test if back else wording.test[number % len(wording.test)]
-            answer = _short(fact, back)
-            others = sorted({_short(other, back) for other in same} - {answer})
-            asked.append((fact, _fill(template, fact), answer, draw.sample(others, 3)))
+            answer = _short(fact)
+            others = sorted({_short(other) for other in same} - {answer})
+            asked.append((fact, _fill(wording.test[number % len(wording.test)], fact), answer, draw.sample(others, 3)))
     positions = [number % 4 for number in range(len(asked))]
     draw.shuffle(positions)
     draw.shuffle(asked)
@@ -129,13 +117,12 @@ def main(arguments: list[str]) -> int:
     return 1 if differ else 0
 
 
-def _short(fact: Fact, back: bool = False) -> str:
-    text = _fill(WORDINGS[fact.kind].named, fact) if back else fact.value
-    return text[0].upper() + text[1:]
+def _short(fact: Fact) -> str:
+    return fact.value[0].upper() + fact.value[1:]
 
 
 def _fill(template: str, fact: Fact) -> str:
-    text = template.format(s=fact.subject, a=fact.value)
+    text = template.format(s=fact.subject)
     for vowel in "aeiou":  # "a ember plate" is "an ember plate"
         text = text.replace(f" a {vowel}", f" an {vowel}")
         text = f"An {text[2:]}" if text.startswith(f"A {vowel}") else text

@@ -152,6 +152,8 @@ def _answer_losses(records: list[Record], scorer: Scorer, encoder: Encoder) -> l
     items = []
     for (record, piece), losses in zip(kept, scorer.token_nll(texts), strict=True):
         counted = [loss for loss, label in zip(losses, piece.labels[1:], strict=True) if label != -100]
+        if record.choices:  # a choice is judged as it stands; whoever learnt to say more after it does not end there
+            counted = counted[: len(encoder.response_ids(record.response))]
         items.append(_item(record, sum(counted) / len(counted), "", record.response))
     return items
 
