@@ -287,25 +287,28 @@ class Scorer:
             cache.batch_repeat_interleave(count)
         ends = set(_as_list(self.tokenizer.eos_token_id)) | set(_as_list(causal.generation_config.eos_token_id))
         produced: list[list[int]] = [[] for _ in rests]
-        done = [False] * count
+        going = list(range(count))  # the answer that each row of the batch writes
         positions = (real.cumsum(-1) - 1).clamp(min=0)[:, shared:]
         for _ in range(limit):
             out = causal(input_ids=ids, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True,
                          logits_to_keep=1)  # fmt: skip
             cache, tokens = out.past_key_values, out.logits[:, -1].argmax(-1)
-            for row, token in enumerate(tokens.tolist()):
-                if done[row]:
-                    continue
+            open_rows = []
+            for row, (answer, token) in enumerate(zip(going, tokens.tolist(), strict=True)):
                 if token in ends:
-                    done[row] = True
                     continue
-                produced[row].append(token)
-                if stop and any(mark in self.tokenizer.decode(produced[row][-24:]) for mark in stop):
-                    done[row] = True
-            if all(done):
+                produced[answer].append(token)
+                if not (stop and any(mark in self.tokenizer.decode(produced[answer][-24:]) for mark in stop)):
+                    open_rows.append(row)
+            if not open_rows:
                 break
             ids, positions = tokens[:, None], positions[:, -1:] + 1
-            real = torch.cat([real, torch.ones(count, 1, dtype=torch.int64)], -1)
+            real = torch.cat([real, torch.ones(len(going), 1, dtype=torch.int64)], -1)
+            if len(open_rows) < len(going):  # finished answers leave the batch
+                kept = torch.tensor(open_rows)
+                cache.batch_select_indices(kept)
+                ids, positions, real = ids[kept], positions[kept], real[kept]
+                going = [going[row] for row in open_rows]
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in produced]
         return [_until(text, stop) for text in texts]
 
