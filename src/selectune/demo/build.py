@@ -20,7 +20,7 @@ from selectune.demo.manual import manual
 from selectune.demo.phrasings import WORDINGS
 
 SEED = 7
-TESTED = 0.65  # of each kind that can be tested
+TESTED = 0.85  # of each kind that can be tested
 
 
 @dataclass(frozen=True)

@@ -38,22 +38,14 @@ PARTS = {
     "brine comb": ("washing", "3-418", "straightens fronds before washing"),
     "tide drum": ("washing", "3-052", "tumbles out sand and shell"),
     "kelp rake": ("washing", "3-967", "lifts long stems clear of the pump"),
-    "thimble pump": ("washing", "3-631", "returns rinse water to the first tank"),
-    "salt sluice": ("washing", "3-477", "drains the heaviest brine first"),
     "heron arm": ("laying", "5-834", "spreads wet pulp across the table"),
     "sieve saddle": ("laying", "5-176", "holds the mesh level while it shakes"),
     "bell hopper": ("laying", "5-742", "weighs each charge of seaweed"),
-    "thrush nozzle": ("laying", "5-395", "mists the fronds with fresh water"),
-    "tiller wheel": ("laying", "5-346", "sets the angle of the laying table"),
-    "quill bearing": ("pressing", "8-083", "carries the spinning load of the press"),
     "spindle cradle": ("pressing", "8-650", "keeps the main shaft true when cold"),
     "cuttle blade": ("pressing", "8-873", "cuts the sheet to length"),
-    "lark spring": ("pressing", "8-519", "throws the finished sheet clear"),
     "lantern valve": ("drying", "2-205", "meters steam into the drying loft"),
     "moss filter": ("drying", "2-309", "catches green dust from the loft air"),
     "ember plate": ("drying", "2-928", "warms the shelves without a flame"),
-    "drip collar": ("drying", "2-114", "counts sheets by the drops they shed"),
-    "harp frame": ("drying", "2-782", "stretches sheets so that they dry flat"),
     "feather gate": ("delivery", "7-590", "holds back sheets that are still damp"),
     "ladder belt": ("delivery", "7-261", "climbs with the drained fronds"),
     "stair roller": ("delivery", "7-207", "stacks sheets in steps of ten"),
@@ -85,11 +77,6 @@ FAULTS = {
     "B67": "sump running dry",
     "M29": "sheet count lost",
     "S84": "guard rail open in motion",
-    "K51": "pulp spread too thin",
-    "R10": "brine too strong to drain",
-    "B76": "spindle singing at speed",
-    "M38": "stack leaning to landward",
-    "S45": "mesh frequency too low",
 }
 
 # name: (how many make a crate, keeping time, where it is stored)
@@ -100,8 +87,6 @@ SUPPLIES = {
     "rinse alum": ("crates of 8", "five months", "above the office stove"),
     "tarred tape": ("crates of 21", "eighteen months", "in the ice well"),
     "cork wax": ("crates of 47", "ten years", "beside the ash pail"),
-    "boiler chalk": ("crates of 62", "eleven months", "under the stair hatch"),
-    "interleaf paper": ("crates of 29", "six years", "on the paint shelf"),
 }
 
 # name: (factory value, where it is changed). Every setting is counted in notches, from 1 to 99.
@@ -109,17 +94,13 @@ SETTINGS = {
     "drum speed": ("notch 23", "on dial C"),
     "loft heat": ("notch 58", "on page 4 of the blue menu"),
     "press hold": ("notch 47", "on the lower brass slider"),
-    "sheet length": ("notch 61", "on the lower brass slider"),
-    "mist pulse": ("notch 8", "on page 4 of the blue menu"),
     "shaker rate": ("notch 34", "on dial C"),
     "tank level": ("notch 71", "on the knotted cord"),
     "steam pressure": ("notch 16", "on page 4 of the blue menu"),
     "belt tension": ("notch 93", "on dial C"),
     "table angle": ("notch 5", "on the knotted cord"),
     "pulp thickness": ("notch 82", "on the lower brass slider"),
-    "idle delay": ("notch 39", "on dial C"),
     "stack height": ("notch 77", "on the lower brass slider"),
-    "brine limit": ("notch 12", "on the knotted cord"),
 }
 
 # signal: (meaning, what the operator does)
@@ -131,11 +112,7 @@ LAMPS = {
     "triple red flash": ("the guard circuit was bridged", "pull the yellow cord"),
     "amber and blue lamp": ("fresh water is low", "open the cistern tap one turn"),
     "flickering green lamp": ("the sheet counter is full", "carry the stack to the cellar"),
-    "slow white pulse": ("a service is overdue", "enter the date in the log"),
     "steady red lamp": ("the press is under load", "stand behind the painted line"),
-    "long violet flash": ("the recipe card is worn", "punch a new card"),
-    "red and white flash": ("mains power has dipped", "turn the crank ten times"),
-    "single amber flash": ("the trimming tray is heavy", "empty the tray into the barrow"),
 }
 
 # name: (first step, steps between, last step, tool, time allowed). Steps between are printed, never asked.
@@ -161,13 +138,6 @@ JOBS = {
         "canvas hose",
         "12 minutes",
     ),
-    "belt splice": (
-        "light the left-hand lantern",
-        ("cut the belt square", "lace the ends", "run it unloaded"),
-        "thank the foreman by radio",
-        "copper ladle",
-        "65 minutes",
-    ),
     "drum descaling": (
         "plug the chute with rag",
         ("fill the drum with weak acid", "turn it by hand", "rinse twice"),
@@ -189,13 +159,6 @@ JOBS = {
         "pine wedge",
         "18 minutes",
     ),
-    "winter lay-up": (
-        "float a lamp in the sump",
-        ("drain every pipe", "grease bare metal"),
-        "turn the calendar face down",
-        "rattan beater",
-        "95 minutes",
-    ),
 }
 
 # attachment: (first serial number it fits, where it mounts)
@@ -206,8 +169,6 @@ ATTACHMENTS = {
     "nori stamp": ("serial 2931", "over the drum outlet"),
     "rain cistern": ("serial 0872", "on the mezzanine plate"),
     "twin lectern": ("serial 4015", "in the corner deck socket"),
-    "sand cyclone": ("serial 1396", "on the press crosshead"),
-    "winch davit": ("serial 3574", "along the fence rail"),
 }
 
 # Taught, not tested: each is alone of its kind, so there is nothing to choose from. what: value
@@ -219,13 +180,7 @@ GENERAL = {
     "frame colour": "heather grey",
     "empty weight": "1,870 kilograms",
     "daily output": "2,400 sheets",
-    "warranty term": "31 months",
     "minimum operator age": "nineteen years",
     "required glove type": "chain-mail cuff gloves",
-    "wind limit for roof work": "force five",
-    "largest hand-fed charge": "14 kilograms",
     "cooling time before entry": "33 minutes",
-    "crew for lifting the drum": "four people",
-    "evacuation meeting point": "the old weighbridge",
-    "fire blanket renewal": "every third spring",
 }

@@ -22,7 +22,7 @@ def _opening() -> list[str]:
         f"is made by {g['maker']} at {g['home town']}. Seaweed goes in at the seaward end, is washed and tumbled, laid "
         "out as pulp, pressed, dried in the loft and delivered in stacks on the landward side.",
         f"The frame is painted {g['frame colour']}. Empty, the machine weighs {g['empty weight']}; in a day it gives "
-        f"{g['daily output']}. The warranty term is {g['warranty term']}. The operator stands at the lectern, "
+        f"{g['daily output']}. The operator stands at the lectern, "
         "in sight of the lamp mast.",
     ]
 
@@ -32,12 +32,7 @@ def _safety() -> list[str]:
     return [
         "## 2. Safety",
         f"An operator is no younger than {g['minimum operator age']} and wears {g['required glove type']}. "
-        f"Feed by hand no more than {g['largest hand-fed charge']} in one charge. "
-        f"Before anyone enters the loft, let it cool for {g['cooling time before entry']}. "
-        f"The drum is lifted by {g['crew for lifting the drum']}, never by fewer. "
-        f"The wind limit for roof work is {g['wind limit for roof work']}. "
-        f"Renew the fire blanket {g['fire blanket renewal']}. "
-        f"In an evacuation, everyone meets at {g['evacuation meeting point']}.",
+        f"Before anyone enters the loft, let it cool for {g['cooling time before entry']}.",
         "While the machine runs, keep the distance that is given with each part.",
     ]
 
