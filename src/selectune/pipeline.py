@@ -331,7 +331,7 @@ class _Chain:
                 self.form.save(model, base, folder)
             meter.count(
                 written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()),
-                flops=training.flops(base.anatomy, model, meter.cost),
+                flops=training.flops(base.anatomy, model, meter.cost, result.skipped_tokens),
             )
             self.run.write(
                 "training.json",

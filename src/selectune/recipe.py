@@ -96,6 +96,9 @@ class TrainingRecipe(Section):
     """Largest norm of the gradient of what trains."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute in bf16 with fp32 accumulation and fp32 trained weights, or all in fp32. ``auto``: bf16 where the machine has it."""
+    prefix_cache: bool = True
+    """Compute the frozen first blocks once for each sequence and keep what comes out of them; off by itself where they are not
+    frozen or dropout is on."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     evaluations: Annotated[int, Field(ge=0)] = 4

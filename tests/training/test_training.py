@@ -16,6 +16,7 @@ from selectune import catalogue
 from selectune.data import Encoded, pack
 from selectune.errors import UserError
 from selectune.meter import Meter
+from selectune.models import Anatomy
 from selectune.models.head import SplitModel
 from selectune.recipe import BudgetRecipe, TrainingRecipe
 from selectune.training import plan_steps, train
@@ -79,7 +80,7 @@ def test_packing_is_exact_and_fits_best():
 def run_training(folder, recipe=None, steps=8, model=None, **options):
     model = model or tiny("llama")
     model.requires_grad_(False)
-    model.model.layers[-1].requires_grad_(True)
+    model.get_submodule(Anatomy.of(model).blocks[-1].prefix).requires_grad_(True)
     recipe = recipe or TrainingRecipe(batch_sequences=2, micro_batch_sequences=1, evaluations=4)
     options = {"learning_rate": 1e-2, **options}
     result = train(model, pack(encoded(12), 64), pack(encoded(3, seed=9), 64), recipe=recipe, steps=steps,

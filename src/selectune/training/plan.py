@@ -96,11 +96,12 @@ def measure_seconds_per_step(
     return min(times) * math.ceil(recipe.batch_sequences / len(micro))
 
 
-def flops(anatomy: Anatomy, model: Any, cost: Cost) -> float:
+def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> float:
     """Return the floating-point operations of a training run's matrix products with weights.
 
     Per token: 2 for each block weight forward; 2 more for each weight at or above the lowest trained block, for the gradient of its
-    input; and 2 for each trained weight. The head and attention's own products are left out.
+    input; and 2 for each trained weight. The head and attention's own products are left out, and the blocks below the lowest
+    trained one for tokens that skipped them.
     """
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     counts = [sum(_size(anatomy, name) for name in block.parameters) for block in anatomy.blocks]
@@ -108,7 +109,8 @@ def flops(anatomy: Anatomy, model: Any, cost: Cost) -> float:
     touched = [i for i, prefix in enumerate(prefixes) if any(prefix in name for name in trained)]
     lowest = 0 if not touched or any(name in trained for name in anatomy.embeddings) else touched[0]
     weights = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    return float(cost.forward_tokens * 2 * sum(counts) + cost.backward_tokens * 2 * (sum(counts[lowest:]) + weights))
+    forward = cost.forward_tokens * sum(counts) - skipped_tokens * sum(counts[:lowest])
+    return 2.0 * (forward + cost.backward_tokens * (sum(counts[lowest:]) + weights))
 
 
 def _size(anatomy: Anatomy, name: str) -> int:

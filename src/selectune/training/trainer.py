@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from selectune.objectives.objective import Objective
 from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training.allocator import keep_freed_memory
+from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
 
 WEIGHTS = "trained.safetensors"
@@ -54,6 +56,8 @@ class TrainingResult:
     steps: int
     best_step: int | None
     best_dev_loss: float | None
+    skipped_tokens: int = 0
+    """Tokens whose way through the frozen first blocks was known."""
 
 
 class SelectiveTrainer(Trainer):
@@ -67,11 +71,19 @@ class SelectiveTrainer(Trainer):
         self._objective, self._bfloat16, self._meter = objective, bfloat16, meter
         self._learning_rate_hint = learning_rate_hint
         self._split = SplitModel(self.model)
+        self.prefix: PrefixCache | None = None
+
+    def keep_prefix(self, rows: int, folder: Path) -> None:
+        """Compute the frozen beginning of the model once for each sequence, where there is one."""
+        blocks, frozen = frozen_blocks(self._split.causal)
+        if frozen:
+            self.prefix = PrefixCache(blocks, frozen, rows, self.args.per_device_train_batch_size, folder)
 
     def _sum_of_losses(self, inputs: dict[str, Tensor]) -> Tensor:
         device = inputs["input_ids"].device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
-            hidden = self._split.hidden(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"])
+            with self.prefix.batch(inputs["row"]) if self.prefix else nullcontext():
+                hidden = self._split.hidden(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"])
             return self._objective.total(self._split.logits, hidden, inputs["labels"])
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
@@ -224,6 +236,7 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    numbered = [{**row, "row": torch.tensor(number)} for number, row in enumerate([*train_data, *dev_data])]
     step_tokens = sum(len(row["input_ids"]) for row in train_data) / len(train_data) * recipe.batch_sequences
     bar = ProgressAndMetrics(metrics, step_tokens, quiet)
     callbacks: list[TrainerCallback] = [bar]
@@ -231,6 +244,7 @@ def train(
         callbacks.append(EarlyStoppingCallback(recipe.early_stop))
     if recipe.save_minutes or recipe.save_steps:
         callbacks.append(_SaveEvery((recipe.save_minutes or 0) * 60, recipe.save_steps))
+    trainer: Any = None
     try:
         with EndAtStep() as interruption:
             trainer = SelectiveTrainer(
@@ -240,12 +254,14 @@ def train(
                 meter,
                 model=model,
                 args=arguments,
-                train_dataset=train_data,
-                eval_dataset=dev_data or None,
+                train_dataset=numbered[: len(train_data)],
+                eval_dataset=numbered[len(train_data) :] or None,
                 data_collator=_stack,
                 callbacks=[*callbacks, interruption],
             )
             trainer.remove_callback(PrinterCallback)
+            if recipe.prefix_cache and not recipe.gradient_checkpointing:
+                trainer.keep_prefix(len(numbered), folder)
             checkpoint = last_checkpoint(folder)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MemoryError, RuntimeError) as error:
@@ -258,13 +274,16 @@ def train(
         raise
     finally:
         bar.stop()
+        if trainer is not None and trainer.prefix is not None:
+            trainer.prefix.close()
     state = trainer.state
     if interruption.asked and state.global_step < steps:
         raise Interrupted(state.global_step, steps)
     best = (
         min((float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log) if keep_best else None
     )
-    return TrainingResult(state.global_step, best[1], best[0]) if best else TrainingResult(state.global_step, None, None)
+    skipped = trainer.prefix.skipped_tokens if trainer.prefix else 0
+    return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None, skipped)
 
 
 class _SaveEvery(TrainerCallback):
