@@ -7,7 +7,6 @@ Does not know: the invented manual, or how retention is measured (none of the re
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 FILE = Path(__file__).with_name("everyday.jsonl")
@@ -77,4 +76,4 @@ def _whole(answer: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
