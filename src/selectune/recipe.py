@@ -84,7 +84,7 @@ class TrainingRecipe(Section):
     """Share of the steps over which the learning rate rises."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the steps over which ``warmup_stable_decay`` falls."""
-    batch_sequences: Positive = 8
+    batch_sequences: Positive = 4
     """Packed sequences in one optimiser step."""
     micro_batch_sequences: Positive = 2
     """Packed sequences in one forward pass; the rest of the batch is accumulated."""

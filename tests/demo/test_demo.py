@@ -118,16 +118,3 @@ def test_every_fact_is_in_the_manual():
 def test_no_two_training_questions_are_equal(train):
     questions = Counter(" ".join(_words(record["question"])) for record in train)
     assert [question for question, count in questions.items() if count > 1] == []
-
-
-def test_everyday_requests_are_answered_and_stand_in_no_evaluation():
-    from selectune.demo import everyday
-    from selectune.demo.everyday import requests
-    from selectune.evaluation.probe import load_general_prompts, load_questions
-
-    asked = requests()
-    answered = [json.loads(line) for line in everyday().read_text(encoding="utf-8").splitlines()]
-    assert [record["question"] for record in answered] == asked and len(set(asked)) == len(asked) == 80
-    assert all(record["answer"].strip() for record in answered)
-    measured = {prompt.prompt for prompt in load_general_prompts()} | {question.context for question in load_questions()}
-    assert not measured & set(asked)

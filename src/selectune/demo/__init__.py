@@ -14,21 +14,13 @@ def files() -> dict[str, Path]:
     return {name: Path(__file__).with_name(name) for name in ("train.jsonl", "test.jsonl", "manual.md")}
 
 
-def everyday() -> Path:
-    """Return the path of `everyday.jsonl`: the base's own answers to everyday requests, mixed in so that it stays itself."""
-    return Path(__file__).with_name("everyday.jsonl")
-
-
 def recipe(output: str | Path = "runs") -> dict[str, object]:
     """Return the recipe of the demonstration, as values."""
     paths = files()
     return {
         "name": "demo",
         "output": str(output),
-        "data": {
-            "train": [str(paths["train.jsonl"]), str(everyday())], "test": str(paths["test.jsonl"]), "max_length": 256,
-            "system": "Tidewren 7.",
-        },
+        "data": {"train": str(paths["train.jsonl"]), "test": str(paths["test.jsonl"]), "max_length": 256, "system": "Tidewren 7."},
         "form": "full",
         "parameters": "fisher_blocks:k=8",
         "training": {"epochs": 4, "learning_rate": 2e-4, "batch_sequences": 2, "micro_batch_sequences": 2, "evaluations": 4},

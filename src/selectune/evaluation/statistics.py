@@ -246,10 +246,10 @@ def _headline(
             what.append(f"cross-entropy on general text {drift.difference:+.3f} nats per token")
         parts.append(f"Something was lost: {', '.join(what)}.")
     elif retained == "nothing lost":
-        parts.append(f"Nothing was lost: a drop of more than {tolerance:.0%} on general benchmarks is excluded.")
+        parts.append(f"Nothing was lost: a drop of more than {100 * tolerance:g} points on general benchmarks is excluded.")
     elif retained == "too few items to say":
         worst = max((by_name[name].smallest_detectable_drop or 0) for name in counted)
-        parts.append(f"Too few items to say whether anything was lost (a drop below {worst:.1%} could go unseen).")
+        parts.append(f"Too few items to say whether anything was lost (a drop below {100 * worst:.1f} points could go unseen).")
     else:
         parts.append("Retention was not measured.")
     if drift is not None and retained != "lost":
