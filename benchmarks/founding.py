@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from selectune import pipeline
 from selectune.errors import UserError
 from selectune.run import DataSummary, Difference, Run, Scores, Verdict
@@ -97,6 +99,26 @@ def recipe_of(data: str, method: str, arguments: argparse.Namespace) -> dict[str
     return pipeline.merge(base, METHODS[method])
 
 
+def alignment(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return, for each training set and benchmark, how alike they are: the mean over the benchmark's items of the cosine
+    between the item and the nearest training record, as vectors of word frequencies weighted by rarity."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from selectune.evaluation import benchmark_texts
+
+    asked = benchmark_texts(["hellaswag", "gsm8k", "mmlu_cs"], str(arguments.data_root), items_of(arguments))
+    records = {}
+    for name in DATA:
+        lines = (Path(arguments.output) / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        records[name] = [f"{row['prompt']} {row['completion']}" for row in map(json.loads, lines)]
+    words = TfidfVectorizer(sublinear_tf=True).fit([text for texts in (*asked.values(), *records.values()) for text in texts])
+    return {
+        data: {name: float((words.transform(items) @ words.transform(texts).T).toarray().max(1).mean())
+               for name, items in asked.items()}
+        for data, texts in records.items()
+    }  # fmt: skip
+
+
 def cell(difference: Difference) -> str:
     """Write a difference with its interval."""
     scale, digits = (1, 3) if difference.metric in ("answer_nll", "cross_entropy") else (100, 1)
@@ -122,6 +144,12 @@ def write_results(arguments: argparse.Namespace) -> None:
                 "differences": [difference.model_dump() for difference in verdict.differences],
                 "trained_blocks": [block.block for block in scores.blocks if block.trained],
             })  # fmt: skip
+    alike = alignment(arguments)
+    for entry in found:
+        losses = {
+            d["benchmark"].split("/")[0]: -d["difference"] for d in entry["differences"] if d["benchmark"].endswith("/answer_nll")
+        }
+        entry["alignment"] = {name: {"similarity": alike[entry["data"]][name], "loss_reduction": losses[name]} for name in losses}
     target = Path(__file__).parent / "results"
     target.mkdir(exist_ok=True)
     settings = {"records": records_of(arguments), "items": items_of(arguments), "epochs": arguments.epochs, "few_shot": 0}
@@ -144,6 +172,16 @@ def write_results(arguments: argparse.Namespace) -> None:
             f"{r['train_seconds']:.0f}, {r['choose_seconds']:.0f}" for r in runs) + " |")  # fmt: skip
         lines.append("| peak memory, GiB | | " + " | ".join(f"{r['peak_memory_bytes'] / 2**30:.1f}" for r in runs) + " |")
         lines.append("")
+    lines += ["### Alignment of data and benchmark", "", "Similarity, and the fall of the right answer's loss (nats per token) it went with:",
+              "", "| method | " + " | ".join(f"{d} on {b}" for d in DATA for b in alike[d]) + " | rank correlation |",
+              "|---|" + "---|" * (len(DATA) * 3 + 1)]  # fmt: skip
+    lines.append("| *similarity* | " + " | ".join(f"{alike[d][b]:.2f}" for d in DATA for b in alike[d]) + " | |")
+    for method in METHODS:
+        runs = {entry["data"]: entry for entry in found if entry["method"] == method}
+        if set(runs) == set(DATA):
+            pairs = [runs[d]["alignment"][b] for d in DATA for b in alike[d]]
+            correlation = float(spearmanr(*zip(*((p["similarity"], p["loss_reduction"]) for p in pairs), strict=True)).statistic)
+            lines.append(f"| {method} | " + " | ".join(f"{p['loss_reduction']:+.2f}" for p in pairs) + f" | {correlation:+.2f} |")
     (target / "founding_tables.md").write_text("\n".join(lines), encoding="utf-8")
 
 
