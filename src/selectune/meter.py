@@ -1,12 +1,15 @@
 """What a stage cost: seconds, tokens forward and backward, floating-point operations, peak memory, bytes written.
 
-Knows: how to count. Does not know: what is being counted. Choosing is not free, so choosing is metered like training.
+Knows: how to count, also across the attempts of a stage that was killed and taken up again. Does not know: what is being
+counted. Choosing is not free, so choosing is metered like training.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -29,11 +32,17 @@ class Cost(BaseModel):
 
 
 class Meter:
-    """Measures one stage: ``with Meter("choose") as meter: ...; meter.cost``."""
+    """Measures one stage: ``with Meter("choose") as meter: ...; meter.cost``.
 
-    def __init__(self, stage: str, interval: float = 0.2) -> None:
+    Args:
+        stage: its name. kept: a file for the cost so far, written every few seconds; what an earlier attempt left there is added.
+        interval: seconds between two looks at the memory.
+    """
+
+    def __init__(self, stage: str, kept: Path | None = None, interval: float = 0.2) -> None:
         self.cost = Cost(stage=stage)
-        self._interval = interval
+        self._interval, self._kept = interval, kept
+        self._seconds_before = 0.0
         self._stop = threading.Event()
         self._process = psutil.Process()
 
@@ -71,6 +80,9 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._start = time.perf_counter()
+        if self._kept is not None and self._kept.exists():
+            self.cost = Cost.model_validate_json(self._kept.read_text(encoding="utf-8"))
+            self._seconds_before = self.cost.seconds
         self.memory()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -80,8 +92,23 @@ class Meter:
         self._stop.set()
         self._thread.join()
         self.memory()
-        self.cost.seconds = time.perf_counter() - self._start
+        self.cost.seconds = self._seconds_before + time.perf_counter() - self._start
+        if error is not None:
+            self._keep()
 
     def _watch(self) -> None:
+        written = self._start
         while not self._stop.wait(self._interval):
             self.memory()
+            if time.perf_counter() - written > 3:
+                written = time.perf_counter()
+                self._keep()
+
+    def _keep(self) -> None:
+        if self._kept is None:
+            return
+        so_far = self.cost.model_copy(update={"seconds": self._seconds_before + time.perf_counter() - self._start})
+        beside = self._kept.with_suffix(".new")
+        with contextlib.suppress(OSError):  # a full disk is told of by whoever writes a result
+            beside.write_text(so_far.model_dump_json(), encoding="utf-8")
+            beside.replace(self._kept)

@@ -314,9 +314,12 @@ class Run:
         marker = f"stages/{name}.json"
         if self.has(marker) and self.read(marker, Stage).fingerprint == print_of_inputs:
             return False
-        with Meter(name) as meter:
+        so_far = self.path("stages", f"{name}-{print_of_inputs[:8]}.part")
+        so_far.parent.mkdir(exist_ok=True)
+        with Meter(name, so_far) as meter:
             work(meter)
         self.write(marker, Stage(name=name, fingerprint=print_of_inputs, cost=meter.cost))
+        so_far.unlink(missing_ok=True)
         return True
 
     def finished(self, name: str) -> bool:
