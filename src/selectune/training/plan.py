@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from selectune.errors import UserError
 from selectune.meter import Cost
+from selectune.models.attention import attend_by_record, record_spans
 from selectune.models.head import SplitModel
 from selectune.objectives.objective import Objective
 from selectune.recipe import BudgetRecipe, Recipe, TrainingRecipe
@@ -85,14 +86,16 @@ def measure_seconds_per_step(
     split, times = SplitModel(model), []
     micro = rows[: recipe.micro_batch_sequences]
     batch = {key: torch.stack([row[key] for row in micro]) for key in micro[0]}
-    for _ in range(3):
-        begin = time.perf_counter()
-        with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
-            hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
-            loss = objective.total(split.logits, hidden, batch["labels"])
-        loss.backward()  # type: ignore[no-untyped-call]
-        model.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - begin)
+    with attend_by_record(split.causal, rows) as by_record:
+        for _ in range(3):
+            begin = time.perf_counter()
+            records = {"records": record_spans(batch["position_ids"], batch["labels"])} if by_record else {}
+            with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
+                hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **records)
+                loss = objective.total(split.logits, hidden, batch["labels"])
+            loss.backward()  # type: ignore[no-untyped-call]
+            model.zero_grad(set_to_none=True)
+            times.append(time.perf_counter() - begin)
     return min(times) * math.ceil(recipe.batch_sequences / len(micro))
 
 

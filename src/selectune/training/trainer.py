@@ -28,6 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from selectune.errors import UserError
 from selectune.meter import Meter
+from selectune.models.attention import attend_by_record, record_spans
 from selectune.models.head import SplitModel
 from selectune.objectives.objective import Objective
 from selectune.recipe import TrainingRecipe
@@ -72,18 +73,25 @@ class SelectiveTrainer(Trainer):
         self._learning_rate_hint = learning_rate_hint
         self._split = SplitModel(self.model)
         self.prefix: PrefixCache | None = None
+        self.by_record = False
+
+    @property
+    def causal(self) -> Any:
+        """The transformers model, without adapters around it."""
+        return self._split.causal
 
     def keep_prefix(self, rows: int, folder: Path) -> None:
         """Compute the frozen beginning of the model once for each sequence, where there is one."""
-        blocks, frozen = frozen_blocks(self._split.causal)
+        blocks, frozen = frozen_blocks(self.causal)
         if frozen:
             self.prefix = PrefixCache(blocks, frozen, rows, self.args.per_device_train_batch_size, folder)
 
     def _sum_of_losses(self, inputs: dict[str, Tensor]) -> Tensor:
         device = inputs["input_ids"].device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
+            records = {"records": record_spans(inputs["position_ids"], inputs["labels"])} if self.by_record else {}
             with self.prefix.batch(inputs["row"]) if self.prefix else nullcontext():
-                hidden = self._split.hidden(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"])
+                hidden = self._split.hidden(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], **records)
             return self._objective.total(self._split.logits, hidden, inputs["labels"])
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
@@ -263,7 +271,8 @@ def train(
             if recipe.prefix_cache and not recipe.gradient_checkpointing:
                 trainer.keep_prefix(len(numbered), folder)
             checkpoint = last_checkpoint(folder)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with attend_by_record(trainer.causal, train_data) as trainer.by_record:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
             raise UserError(

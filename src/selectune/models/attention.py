@@ -1,0 +1,170 @@
+"""Attention of packed records on a CPU, each by itself: products that a mask would throw away are never made.
+
+Knows: where records begin and end in packed sequences, causal attention within them forward and backward, and how transformers
+is told to attend this way. The sums are those of a block-diagonal causal mask. Does not know: losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+NAME = "selectune_by_record"
+
+BLOCK = 128
+"""Queries whose scores are made at once: keys after them are never met."""
+KEPT_LENGTH = 512
+"""Records up to this length keep their attention weights for the backward pass; longer ones make them again."""
+
+Spans = list[tuple[int, int]]
+"""Where records begin and end, in all rows of a batch laid end to end."""
+
+
+def record_spans(position_ids: Tensor, labels: Tensor | None = None) -> Spans:
+    """Return the records of packed sequences.
+
+    Args:
+        position_ids: ``(batch, length)`` int64, 0 where a record begins. labels: the same shape; a record whose labels are all
+            -100 (padding, for instance) is left out: nobody asks for its attention.
+    """
+    batch, length = position_ids.shape
+    begins = (position_ids == 0).cpu()
+    begins[:, 0] = True
+    starts = [*begins.reshape(-1).nonzero().squeeze(-1).tolist(), batch * length]
+    learnt = torch.ones(batch * length, dtype=torch.bool) if labels is None else (labels != -100).cpu().reshape(-1)
+    sums = [0, *learnt.cumsum(0).tolist()]
+    return [(start, end) for start, end in pairwise(starts) if sums[end] > sums[start]]
+
+
+class _ByRecord(torch.autograd.Function):
+    """Causal attention within each record, a block of queries at a time; heads that share a key are one product.
+
+    Query ``(key heads, heads per key, tokens, size)``, key and value ``(key heads, tokens, size)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, spans: Spans) -> Tensor:
+        query = query * scale
+        result = query.new_zeros(*query.shape[:3], value.shape[-1])
+        kept = []
+        for start, end in spans:
+            for a, b in _blocks(start, end):
+                weights = _weights(query, key, start, a, b)
+                result[:, :, a:b] = torch.bmm(weights, value[:, start:b]).view(*result.shape[:2], b - a, -1)
+                if end - start <= KEPT_LENGTH:
+                    kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scale, ctx.spans = scale, spans
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        query, key, value, *rest = ctx.saved_tensors
+        kept = iter(rest)
+        of_query, of_key, of_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for start, end in ctx.spans:
+            for a, b in _blocks(start, end):
+                weights = next(kept) if end - start <= KEPT_LENGTH else _weights(query, key, start, a, b)
+                asked = query[:, :, a:b].flatten(1, 2)
+                wanted = gradient[:, :, a:b].flatten(1, 2)
+                of_value[:, start:b].add_(torch.bmm(weights.transpose(1, 2), wanted))
+                of_weights = torch.bmm(wanted, value[:, start:b].transpose(1, 2))
+                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                of_query[:, :, a:b] = torch.bmm(of_scores, key[:, start:b]).view(*query.shape[:2], b - a, -1)
+                of_key[:, start:b].add_(torch.bmm(of_scores.transpose(1, 2), asked))
+        return of_query.mul_(ctx.scale), of_key, of_value, None, None
+
+
+def _blocks(start: int, end: int) -> list[tuple[int, int]]:
+    return [(a, min(a + BLOCK, end)) for a in range(start, end, BLOCK)]
+
+
+def _weights(query: Tensor, key: Tensor, start: int, a: int, b: int) -> Tensor:
+    """Return the attention weights of queries ``a`` to ``b``, ``(key heads, heads per key x queries, keys)``."""
+    scores = torch.bmm(query[:, :, a:b].flatten(1, 2), key[:, start:b].transpose(1, 2))
+    scores.view(*query.shape[:2], b - a, b - start)[..., a - start :].add_(_later(b - a, scores.dtype))
+    return scores.softmax(-1)
+
+
+@cache
+def _later(count: int, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the scores of later tokens: minus infinity."""
+    return torch.full((count, count), float("-inf"), dtype=dtype).triu(1)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
+    dropout: float = 0.0, records: Spans | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attend within each record. Query ``(batch, heads, length, size)``, key and value with their own number of heads."""
+    if records is None or query.shape[2] != key.shape[2] or dropout:
+        raise ValueError("attention by record needs the records of whole sequences, and no dropout")
+    batch, heads, length, size = query.shape
+    groups = key.shape[1]
+
+    def flat(states: Tensor) -> Tensor:
+        return states.transpose(0, 1).reshape(states.shape[1], batch * length, states.shape[-1])
+
+    asked = flat(query).view(groups, heads // groups, batch * length, size)
+    found: Any = _ByRecord.apply(asked, flat(key), flat(value), scaling or size**-0.5, records)  # type: ignore[no-untyped-call]
+    return found.view(heads, batch, length, -1).permute(1, 2, 0, 3).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, lambda *args, **kwargs: None)
+
+
+@contextmanager
+def attend_by_record(causal: Any, rows: list[dict[str, Tensor]]) -> Iterator[bool]:
+    """Within, a model attends by record, if that gives what its own attention gives on a few packed sequences.
+
+    Args:
+        causal: a transformers causal model. rows: packed sequences with ``input_ids``, ``position_ids`` and ``labels``.
+
+    Yields:
+        Whether it does: then every forward pass must be given ``records=record_spans(...)``. It does not on an accelerator (its
+        own kernels are faster), with dropout in attention, or where attention is windowed, capped or of a kind of its own.
+    """
+    config = causal.config.get_text_config()
+    own = config._attn_implementation
+    here = next(causal.parameters()).device.type == "cpu" and not getattr(config, "attention_dropout", 0.0)
+    works = here and own == "sdpa" and bool(rows) and _agrees(causal, config, rows[:2])
+    if works:
+        config._attn_implementation = NAME
+    try:
+        yield works
+    finally:
+        config._attn_implementation = own
+
+
+@torch.no_grad()
+def _agrees(causal: Any, config: Any, rows: list[dict[str, Tensor]]) -> bool:
+    """Whether both ways give the same hidden states where something is learnt, in the dtype of the computation."""
+    decoder = getattr(causal, causal.base_model_prefix)
+    device = next(causal.parameters()).device
+    batch = {key: torch.stack([row[key] for row in rows]).to(device) for key in ("input_ids", "position_ids", "labels")}
+    training, own, found = causal.training, config._attn_implementation, []
+    causal.eval()
+    try:
+        for name in (own, NAME):
+            config._attn_implementation = name
+            extra = {"records": record_spans(batch["position_ids"], batch["labels"])} if name == NAME else {}
+            with torch.autocast(device.type, torch.bfloat16, enabled=next(causal.parameters()).dtype == torch.bfloat16):
+                hidden = decoder(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra)
+            found.append(hidden.last_hidden_state.float()[batch["labels"] != -100])
+    except (ValueError, TypeError):  # an architecture that does not hand the records on, or takes no other attention
+        return False
+    finally:
+        config._attn_implementation = own
+        causal.train(training)
+    difference = (found[0] - found[1]).norm() / found[0].norm().clamp(min=1e-6)
+    return bool(difference < (1e-4 if next(causal.parameters()).dtype == torch.float32 else 3e-2))

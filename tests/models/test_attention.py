@@ -1,0 +1,82 @@
+"""Attention by record is causal attention of each record alone: forward, backward, every length, shared keys."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from selectune.data import pack
+from selectune.models import attention
+from selectune.models.attention import NAME, attend_by_record, record_spans
+from tests.tiny import ARCHITECTURES, OTHERS, tiny
+from tests.training.test_training import encoded
+
+
+def plain(query, key, value, spans, scale):
+    """Each record by torch's own attention; nothing outside the records."""
+    groups, shared = query.shape[:2]
+    result = query.new_zeros(*query.shape[:3], value.shape[-1])
+    for start, end in spans:
+        q = query[:, :, start:end].flatten(0, 1)
+        k, v = (states[:, start:end].repeat_interleave(shared, 0) for states in (key, value))
+        found = functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale)[0]
+        result[:, :, start:end] = found.view(groups, shared, end - start, -1)
+    return result
+
+
+@pytest.mark.parametrize("kept_length", [512, 0])
+@pytest.mark.parametrize("spans", [[(0, 7)], [(0, 1), (1, 130), (130, 133)], [(3, 300)], [(0, 128), (140, 396)]])
+def test_forward_and_backward_are_those_of_each_record_alone(spans, kept_length, monkeypatch):
+    monkeypatch.setattr(attention, "KEPT_LENGTH", kept_length)
+    torch.manual_seed(0)
+    tokens = spans[-1][1] + 5
+    shapes = [(2, 3, tokens, 8), (2, tokens, 8), (2, tokens, 6)]
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    ours = attention._ByRecord.apply(*inputs, 0.3, spans)
+    theirs = plain(*inputs, spans, 0.3)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    wanted = torch.randn_like(ours)
+    for one, other in zip(torch.autograd.grad(ours, inputs, wanted), torch.autograd.grad(theirs, inputs, wanted), strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_records_are_found_and_padding_is_left_out():
+    rows = pack(encoded(5), 64)
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    spans = record_spans(batch["position_ids"], batch["labels"])
+    positions, labels = batch["position_ids"].reshape(-1), batch["labels"].reshape(-1)
+    assert len(spans) == 5
+    for start, end in spans:
+        assert positions[start:end].tolist() == list(range(end - start)) and (labels[start:end] != -100).any()
+    learnt = sum(int((labels[start:end] != -100).sum()) for start, end in spans)
+    assert learnt == int((labels != -100).sum())
+    assert len(record_spans(batch["position_ids"])) >= 5
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *OTHERS])
+def test_models_attend_by_record_where_that_is_the_same(architecture):
+    model, rows = tiny(architecture), pack(encoded(7), 96)
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    config = model.config.get_text_config()
+    own = config._attn_implementation
+    plain = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    with attend_by_record(model, rows) as works:
+        assert works == (architecture != "gemma2")  # it caps its scores
+        if works:
+            assert config._attn_implementation == NAME
+            records = record_spans(batch["position_ids"], batch["labels"])
+            ours = model(
+                input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, records=records
+            ).logits
+            learnt = batch["labels"] != -100
+            assert torch.allclose(ours[learnt], plain[learnt], atol=1e-4, rtol=1e-4)
+            with pytest.raises(ValueError, match="records"):
+                model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+    assert config._attn_implementation == own
+
+
+def test_not_with_dropout_nor_with_a_window_that_cuts_records():
+    rows = pack(encoded(7), 96)
+    with attend_by_record(tiny("llama", attention_dropout=0.1), rows) as works:
+        assert not works
+    with attend_by_record(tiny("gemma3_text", sliding_window=4), rows) as works:
+        assert not works
