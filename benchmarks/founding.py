@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "QLoRA": {"form": "qlora", "training": {"learning_rate": 5e-4}},
     "full, naive (learning rate 1e-3)": {"form": "full", "training": {"learning_rate": 1e-3}},
 }
+RESULTS = Path(__file__).parent / "results"
 NAIVE = "full, naive (learning rate 1e-3)"
 DATA = ("hellaswag", "gsm8k", "mmlu")
 BENCHMARKS = ["hellaswag", "gsm8k", "mmlu_cs", "probe"]
@@ -119,6 +120,26 @@ def alignment(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     }  # fmt: skip
 
 
+def speeds(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return tokens per second and peak memory of each method, measured one after the other over a few steps on GSM8K."""
+    found = {}
+    for method in METHODS:
+        if method == NAIVE:
+            continue
+        recipe = pipeline.merge(recipe_of("gsm8k", method, arguments), {
+            "output": f"{arguments.output}/speed", "training": {"max_steps": 12, "evaluations": 0, "warmup_fraction": 0.0},
+            "evaluation": {"benchmarks": [], "forgetting": False},
+        })  # fmt: skip
+        run = pipeline.specialize(recipe=recipe, quiet=True)
+        lines = [json.loads(line) for line in run.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        steps = [line for line in lines if "loss" in line]
+        train = next(cost for cost in run.costs() if cost.stage == "train")
+        tokens, seconds = (steps[-1][key] - steps[1][key] for key in ("tokens", "seconds"))
+        found[method] = {"tokens_per_second": tokens / seconds, "peak_memory_bytes": train.peak_memory_bytes}
+        print(f"{method}: {found[method]}", flush=True)
+    return found
+
+
 def cell(difference: Difference) -> str:
     """Write a difference with its interval."""
     scale, digits = (1, 3) if difference.metric in ("answer_nll", "cross_entropy") else (100, 1)
@@ -150,10 +171,9 @@ def write_results(arguments: argparse.Namespace) -> None:
             d["benchmark"].split("/")[0]: -d["difference"] for d in entry["differences"] if d["benchmark"].endswith("/answer_nll")
         }
         entry["alignment"] = {name: {"similarity": alike[entry["data"]][name], "loss_reduction": losses[name]} for name in losses}
-    target = Path(__file__).parent / "results"
-    target.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
     settings = {"records": records_of(arguments), "items": items_of(arguments), "epochs": arguments.epochs, "few_shot": 0}
-    (target / "founding.json").write_text(json.dumps({"settings": settings, "runs": found}, indent=1), encoding="utf-8")
+    (RESULTS / "founding.json").write_text(json.dumps({"settings": settings, "runs": found}, indent=1), encoding="utf-8")
     lines = []
     for method in METHODS:
         runs = [entry for entry in found if entry["method"] == method]
@@ -168,9 +188,14 @@ def write_results(arguments: argparse.Namespace) -> None:
             lines.append(f"| {name} ({entries[0].items}) | {shown} | " + " | ".join(map(cell, entries)) + " |")
         lines.append("| verdict on retention | | " + " | ".join(r["retained"] for r in runs) + " |")
         lines.append("| trained parameters | | " + " | ".join(f"{r['trained_parameters']:,}" for r in runs) + " |")
-        lines.append("| training, choosing: seconds | | " + " | ".join(
-            f"{r['train_seconds']:.0f}, {r['choose_seconds']:.0f}" for r in runs) + " |")  # fmt: skip
-        lines.append("| peak memory, GiB | | " + " | ".join(f"{r['peak_memory_bytes'] / 2**30:.1f}" for r in runs) + " |")
+        lines.append("")
+    if (RESULTS / "founding_speed.json").exists():
+        lines += ["### Time and memory", "", "| method | trained parameters | tokens/s | peak memory, GiB |", "|---|---|---|---|"]
+        for method, values in json.loads((RESULTS / "founding_speed.json").read_text(encoding="utf-8")).items():
+            trained = next((entry["trained_parameters"] for entry in found if entry["method"] == method), 0)
+            lines.append(
+                f"| {method} | {trained:,} | {values['tokens_per_second']:.0f} | {values['peak_memory_bytes'] / 2**30:.1f} |"
+            )
         lines.append("")
     lines += ["### Alignment of data and benchmark", "", "Similarity, and the fall of the right answer's loss (nats per token) it went with:",
               "", "| method | " + " | ".join(f"{d} on {b}" for d in DATA for b in alike[d]) + " | rank correlation |",
@@ -182,7 +207,7 @@ def write_results(arguments: argparse.Namespace) -> None:
             pairs = [runs[d]["alignment"][b] for d in DATA for b in alike[d]]
             correlation = float(spearmanr(*zip(*((p["similarity"], p["loss_reduction"]) for p in pairs), strict=True)).statistic)
             lines.append(f"| {method} | " + " | ".join(f"{p['loss_reduction']:+.2f}" for p in pairs) + f" | {correlation:+.2f} |")
-    (target / "founding_tables.md").write_text("\n".join(lines), encoding="utf-8")
+    (RESULTS / "founding_tables.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def main() -> None:
@@ -199,8 +224,12 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--table", action="store_true", help="only write the tables again")
+    parser.add_argument("--speed", action="store_true", help="only measure time and memory: on an otherwise idle machine")
     arguments = parser.parse_args()
-    if not arguments.table:
+    if arguments.speed:
+        write_training_files(arguments.data_root, arguments.output / "data", records_of(arguments))
+        (RESULTS / "founding_speed.json").write_text(json.dumps(speeds(arguments), indent=1), encoding="utf-8")
+    elif not arguments.table:
         write_training_files(arguments.data_root, arguments.output / "data", records_of(arguments))
         for method in arguments.methods:
             for data in DATA if method != NAIVE else ("gsm8k",):
