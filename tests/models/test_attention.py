@@ -80,3 +80,40 @@ def test_not_with_dropout_nor_with_a_window_that_cuts_records():
         assert not works
     with attend_by_record(tiny("gemma3_text", sliding_window=4), rows) as works:
         assert not works
+
+
+@pytest.mark.parametrize("trained", ["lora", "block", "everything"])
+def test_gradients_in_mixed_precision_are_near_those_of_fp32(trained, tmp_path):
+    """Frozen weights bf16, trained ones fp32, autocast: the dtypes that meet in attention differ by what trains."""
+    from peft import LoraConfig, get_peft_model
+
+    rows = pack(encoded(7), 96)
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    found = []
+    for mixed in (True, False):
+        model = tiny("llama").requires_grad_(False)
+        if mixed:
+            model.to(torch.bfloat16)
+        if trained == "lora":
+            torch.manual_seed(1)
+            get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+            names = ["self_attn.q_proj.lora_A.default.weight"]
+            for name, value in model.named_parameters():
+                value.requires_grad_("lora" in name)
+                if "lora" in name:
+                    value.data = value.data.float()
+        else:
+            part = model.model.layers[2] if trained == "block" else model
+            part.float().requires_grad_(True)
+            names = ["self_attn.q_proj.weight"]
+        with attend_by_record(model, rows) as works, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            assert works
+            records = record_spans(batch["position_ids"], batch["labels"])
+            hidden = model.model(
+                input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, records=records
+            ).last_hidden_state
+        states = hidden[batch["labels"] != -100].float()
+        (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
+        gradient = next(v.grad for n, v in model.named_parameters() if f"layers.2.{names[0]}" in n)
+        found.append(gradient.float())
+    assert (found[0] - found[1]).norm() / found[1].norm() < 0.1

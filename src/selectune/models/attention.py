@@ -109,13 +109,15 @@ def _attend(
     if records is None or query.shape[2] != key.shape[2] or dropout:
         raise ValueError("attention by record needs the records of whole sequences, and no dropout")
     batch, heads, length, size = query.shape
-    groups = key.shape[1]
+    groups, kind = key.shape[1], query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
     def flat(states: Tensor) -> Tensor:
-        return states.transpose(0, 1).reshape(states.shape[1], batch * length, states.shape[-1])
+        return states.to(dtype).transpose(0, 1).reshape(states.shape[1], batch * length, states.shape[-1])
 
     asked = flat(query).view(groups, heads // groups, batch * length, size)
-    found: Any = _ByRecord.apply(asked, flat(key), flat(value), scaling or size**-0.5, records)  # type: ignore[no-untyped-call]
+    with torch.autocast(kind, enabled=False):
+        found: Any = _ByRecord.apply(asked, flat(key), flat(value), scaling or size**-0.5, records)  # type: ignore[no-untyped-call]
     return found.view(heads, batch, length, -1).permute(1, 2, 0, 3).contiguous(), None
 
 
