@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import ARCHITECTURES, save_tiny
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))  # results are the same to the bit at one number only
 
 
 @pytest.fixture(scope="session")

@@ -147,6 +147,7 @@ def test_plan():
 SCRIPT = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
+import tests.conftest  # the same number of threads
 from tests.training.test_training import run_training
 run_training(pathlib.Path({folder!r}), steps=60, recipe=__import__("selectune.recipe").recipe.TrainingRecipe(
     batch_sequences=2, micro_batch_sequences=1, evaluations=4, save_steps=3, early_stop=None))
