@@ -229,6 +229,7 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--table", action="store_true", help="only write the tables again")
+    parser.add_argument("--data", nargs="*", choices=DATA, default=list(DATA), help="only after these, to share the work")
     parser.add_argument("--speed", action="store_true", help="only measure time and memory: on an otherwise idle machine")
     arguments = parser.parse_args()
     if arguments.speed:
@@ -237,7 +238,7 @@ def main() -> None:
     elif not arguments.table:
         write_training_files(arguments.data_root, arguments.output / "data", records_of(arguments))
         for method in arguments.methods:
-            for data in DATA if method != NAIVE else ("gsm8k",):
+            for data in arguments.data if method != NAIVE else ["gsm8k"]:
                 begin = time.perf_counter()
                 try:
                     pipeline.specialize(recipe=recipe_of(data, method, arguments), quiet=True)

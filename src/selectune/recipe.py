@@ -77,7 +77,10 @@ class TrainingRecipe(Section):
     max_steps: Positive | None = None
     """Stop after this many optimiser steps, whatever ``epochs`` says."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate. Left out: the form's own default (LoRA 1e-3, in place 2e-4 for a model of this size)."""
+    """Peak learning rate. Left out: the form's own default (LoRA 1e-3, in place 1e-4, for AdamW and a model of this size)."""
+    optimiser: Literal["adamw", "adamw_8bit", "adafactor", "lion", "lion_8bit", "sgd"] = "adamw"
+    """AdamW keeps 8 bytes a trained weight, its 8-bit form 2, Adafactor almost none, Lion 4 (and wants a third to a tenth of AdamW's
+    learning rate), plain SGD none."""
     schedule: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = "cosine"
     """How the learning rate changes after the warm-up."""
     warmup_fraction: Fraction = 0.05
@@ -89,9 +92,9 @@ class TrainingRecipe(Section):
     micro_batch_sequences: Positive = 2
     """Packed sequences in one forward pass; the rest of the batch is accumulated."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay of AdamW, on what trains and nothing else."""
+    """Decoupled weight decay, on what trains and nothing else."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates."""
+    """Decay rates of AdamW and Lion."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient of what trains."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"

@@ -1,10 +1,12 @@
 """Training: exact packing, exact loss, and a killed run that resumes to the same weights."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import typing
 from itertools import pairwise
 
 import pytest
@@ -113,6 +115,41 @@ def test_every_schedule_runs(schedule, tmp_path):
     rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "metrics.jsonl").open() if "learning_rate" in line]
     assert rates[0] < max(rates) <= 1e-2
     assert (rates[-1] < max(rates)) == (schedule != "constant")
+
+
+OPTIMISERS = typing.get_args(TrainingRecipe.model_fields["optimiser"].annotation)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_every_optimiser_trains_and_resumes_to_the_same_weights(optimiser, tmp_path):
+    recipe = TrainingRecipe(batch_sequences=2, micro_batch_sequences=2, evaluations=2, optimiser=optimiser)
+    before = tiny("llama").state_dict()
+    rate = {"sgd": 1e-1, "lion": 1e-3, "lion_8bit": 1e-3}.get(optimiser, 1e-2)
+    _, whole = run_training(tmp_path / "whole", recipe, steps=6, learning_rate=rate)
+    assert {name for name in whole if not torch.equal(whole[name], before[name])} >= {"model.layers.3.mlp.up_proj.weight"}
+    assert all(torch.equal(whole[name], before[name]) for name in whole if ".layers.3." not in name)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "checkpoint-6")
+    _, resumed = run_training(tmp_path / "cut", recipe, steps=6, learning_rate=rate)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_plain_gradient_descent_is_the_textbook_step(tmp_path):
+    model, rows = tiny("llama"), pack(encoded(12), 64)[:2]
+    model.requires_grad_(False)
+    layer = model.model.layers[-1].requires_grad_(True)
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
+    expected = {name: value.detach() - 0.5 * value.grad for name, value in layer.named_parameters()}
+    recipe = TrainingRecipe(batch_sequences=2, micro_batch_sequences=1, evaluations=0, optimiser="sgd", schedule="constant",
+                            warmup_fraction=0.0, clip_norm=None)  # fmt: skip
+    trained = tiny("llama").requires_grad_(False)
+    trained.model.layers[-1].requires_grad_(True)
+    train(trained, rows, [], recipe=recipe, steps=1, learning_rate=0.5, objective=catalogue.create("objectives", "cross_entropy"),
+          bfloat16=False, folder=tmp_path / "c", metrics=tmp_path / "m.jsonl", seed=0, meter=Meter("train"), quiet=True)  # fmt: skip
+    for name, value in trained.model.layers[-1].named_parameters():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
 
 
 def test_it_stops_early_when_the_development_loss_rises_and_keeps_the_best(tmp_path):

@@ -38,6 +38,9 @@ from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
 
 WEIGHTS = "trained.safetensors"
+_OPTIMISERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "adafactor": "adafactor", "lion": "lion_32bit",
+               "lion_8bit": "lion_8bit", "sgd": "sgd"}  # fmt: skip
+"""Ours -> transformers' name."""
 COMPLETE = "complete"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -219,7 +222,7 @@ def train(
         per_device_train_batch_size=recipe.micro_batch_sequences,
         per_device_eval_batch_size=recipe.micro_batch_sequences,
         gradient_accumulation_steps=accumulation,
-        optim="adamw_torch_fused",
+        optim=_OPTIMISERS[recipe.optimiser],
         learning_rate=learning_rate,
         adam_beta1=recipe.adam_betas[0],
         adam_beta2=recipe.adam_betas[1],
