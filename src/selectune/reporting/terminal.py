@@ -5,28 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from selectune.errors import UserError
-from selectune.run import STAGES, DataSummary, Difference, Run, Sample, Verdict
+from selectune.reporting.wording import TONES, number, state_of
+from selectune.run import DataSummary, Run, Sample, Verdict
 
-GOOD = {
-    "gained": "green",
-    "nothing lost": "green",
-    "lost": "red",
-    "too few items to say": "yellow",
-    "no clear gain": "yellow",
-}
-
-
-def number(difference: Difference, value: float, signed: bool = False) -> str:
-    """Write a value in its metric's unit: a share in per cent, anything else as it is."""
-    share = difference.metric not in ("answer_nll", "cross_entropy", "kl")
-    if share:
-        return f"{value * 100:{'+' if signed else ''}.1f}" + ("" if signed else " %")
-    return f"{value:{'+' if signed else ''}.3f}"
+COLOURS = {"good": "green", "bad": "red", "warn": "yellow"}
 
 
 def show_data(summary: DataSummary, console: Console | None = None) -> None:
@@ -47,15 +35,17 @@ def show_verdict(run: Run, console: Console | None = None) -> None:
     """Show the verdict's table and the path of the report."""
     console = console or Console()
     verdict = run.read("verdict.json", Verdict)
-    table = Table(title=f"{run.name}: before and after", title_justify="left")
-    for column in ("measured", "items", "before", "after", "change", f"{verdict.confidence:.0%} interval", "verdict"):
-        table.add_column(column, justify="left" if column in ("measured", "verdict") else "right")
+    table = Table(title=f"{run.name}: before and after", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("measured", no_wrap=True)
+    for column in ("before", "after", "change", f"{verdict.confidence:.0%} interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict")
     for row in verdict.differences:
         interval = f"{number(row, row.low, True)} to {number(row, row.high, True)}"
-        colour = GOOD.get(row.verdict)
+        colour = COLOURS.get(TONES.get(row.verdict, ""))
         said = f"[{colour}]{row.verdict}[/]" if colour else row.verdict
-        table.add_row(f"{row.benchmark} ({row.metric})", str(row.items), number(row, row.before), number(row, row.after),
-                      number(row, row.difference, True), interval, said)  # fmt: skip
+        name = row.benchmark.removeprefix("forgetting/").replace("_", " ")
+        table.add_row(name, number(row, row.before), number(row, row.after), number(row, row.difference, True), interval, said)
     console.print(table)
     console.print(f"[bold]{escape(verdict.headline)}[/]")
     console.print(f"Report: {run.path('report.html')}", soft_wrap=True)
@@ -71,14 +61,8 @@ def show_samples(run: Run, count: int = 4, console: Console | None = None) -> No
         table.add_column(column, overflow="fold")
     for value in json.loads(run.path("samples.json").read_text(encoding="utf-8"))[:count]:
         sample = Sample(**value)
-        table.add_row(*(escape(text[:300]) for text in (sample.prompt, sample.target, sample.before, sample.after)))
+        table.add_row(*(escape(text[:160]) for text in (sample.prompt, sample.target, sample.before, sample.after)))
     console.print(table)
-
-
-def state_of(run: Run) -> str:
-    """Say how far a run has come."""
-    missing = [stage for stage in STAGES if not run.finished(stage)]
-    return "finished" if not missing else f"can be resumed at '{missing[0]}'"
 
 
 def show_runs(folder: Path, console: Console | None = None) -> None:
