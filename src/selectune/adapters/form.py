@@ -83,6 +83,10 @@ def load_specialist(base: Base, folder: str | Path) -> Any:
     else:
         from peft import PeftModel
 
+        from selectune.models.load import dequantise
+
+        if base.quantised and next(base.model.parameters()).device.type == "cpu":
+            dequantise(base.model)  # products with 4-bit weights save memory there, and take many times as long
         model = PeftModel.from_pretrained(base.model, folder)
     model.eval()
     return model.requires_grad_(False)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from selectune.errors import UserError, nearest
 from selectune.models.anatomy import Anatomy
@@ -272,6 +273,24 @@ def _keep_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def dequantise(model: Any) -> None:
+    """Give 4-bit layers the weights that they stand for, in the dtype they compute in: more memory, the same products, faster."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    layers = [(name, module) for name, module in model.named_modules() if hasattr(getattr(module, "weight", None), "quant_state")]
+    for name, layer in layers:
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.bias is not None, dtype=weight.dtype, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, plain)
+    model.config.quantization_config = None
+    for flag in ("is_loaded_in_4bit", "is_quantized"):
+        if hasattr(model, flag):
+            setattr(model, flag, False)
 
 
 def _explain(error: Exception, spec: str, source: Path, what: str) -> UserError:
