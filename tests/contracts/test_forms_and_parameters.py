@@ -12,9 +12,9 @@ from selectune.adapters import load_specialist
 from selectune.data import Encoder, Message, Record
 from selectune.meter import Meter
 from selectune.models import load_base
+from selectune.models.head import SplitModel
 from selectune.parameters import Context, Selection
 from selectune.parameters.blocks import Blocks
-from selectune.training.trainer import SplitModel
 from tests.tiny import ARCHITECTURES
 
 RECORDS = [

@@ -45,6 +45,10 @@ class SplitModel:
             logits = torch.tanh(logits / self._soft_cap) * self._soft_cap
         return logits
 
+    def head_parameters(self) -> list[Tensor]:
+        """Return what trains in the head."""
+        return [value for value in self.causal.get_output_embeddings().parameters() if value.requires_grad]
+
     @torch.no_grad()
     def agrees(self) -> bool:
         """Whether the two halves together give the logits of the model's own forward pass (checked on four tokens)."""

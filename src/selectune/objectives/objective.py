@@ -1,53 +1,185 @@
 """What every objective has in common.
 
-Knows: that a loss is a sum over response tokens, computed from hidden states through the head, a chunk at a time, so that
-the logits of a whole batch never exist at once. Does not know: the formula, which is the objective's own.
+Knows: that a loss is a sum over response tokens, each with a weight; that only positions that count meet the vocabulary, a chunk at a
+time; and that a chunk's gradient is taken at once, so that the logits of a whole batch never exist together and no product is
+made twice. Does not know: the formula, which is the objective's own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.nn import functional
 
 from selectune.catalogue import Method
 
 CHUNK = 512  # positions that meet the vocabulary at once: 100 MB of fp32 logits at 49,152 entries
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Predictions:
+    """What a model says about the next token at some positions."""
+
+    logits: Tensor
+    """``(positions, vocabulary)`` fp32."""
+    targets: Tensor
+    """``(positions,)`` int64: the tokens that came."""
+    reference_logits: Tensor | None = None
+    """``(positions, vocabulary)`` fp32 of the reference model, without gradient, for objectives that ask for one."""
+
+    def __post_init__(self) -> None:
+        self.log_probability = -functional.cross_entropy(self.logits, self.targets, reduction="none")
+        """``(positions,)`` log-probability of each target."""
+
+    @cached_property
+    def log_partition(self) -> Tensor:
+        """Logarithm of the sum of the exponentials of the logits, ``(positions,)``."""
+        return self.logits.gather(-1, self.targets[:, None]).squeeze(-1) - self.log_probability
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of each prediction in nats, ``(positions,)``."""
+        log_probabilities = self.logits - self.log_partition[:, None]
+        return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+@dataclass
+class Loss:
+    """A loss and what is known of each token in it."""
+
+    total: Tensor
+    """The weighted sum of the tokens' losses: a scalar, with gradient."""
+    log_probability: Tensor
+    """``(positions,)`` fp32 of the targets, without gradient, in the order of the batch."""
+    entropy: Tensor | None
+    """``(positions,)`` fp32 in nats, where it was asked for."""
 
 
 class Objective(Method, ABC):
     """A loss on next-token predictions."""
 
     axis: ClassVar[str] = "objectives"
+    needs_reference: ClassVar[bool] = False
+    """Whether the formula needs what the untrained base says."""
 
     @abstractmethod
-    def from_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the losses of ``(positions, vocabulary)`` logits and ``(positions,)`` labels, in fp32."""
+    def losses(self, said: Predictions) -> Tensor:
+        """Return the loss of each position in fp32, ``(positions,)``."""
 
-    def total(self, head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the losses over the positions whose next token has a label.
+    def total(self, head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the losses alone, see :meth:`loss`."""
+        return self.loss(head, hidden, labels).total
+
+    def loss(
+        self,
+        head: Head,
+        hidden: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        reference: tuple[Head, Tensor] | None = None,
+        head_parameters: Iterable[Tensor] = (),
+        entropy: bool = False,
+    ) -> Loss:
+        """Return the weighted sum of the losses over the positions whose next token has a label.
 
         Args:
             head: hidden states to logits.
             hidden: ``(batch, length, hidden size)``.
             labels: ``(batch, length)`` int64, -100 where nothing is learnt; shifted here, not by the caller.
+            weights: ``(batch, length)`` of the tokens in ``labels``; a token of weight 0 never meets the vocabulary.
+            reference: the head and the hidden states, of the same shape, of the reference model.
+            head_parameters: what trains in the head.
+            entropy: return the predictions' entropies too.
         """
-        next_labels = labels[:, 1:].reshape(-1)
-        kept = (next_labels != -100).nonzero().squeeze(-1)
-        states = hidden[:, :-1].reshape(-1, hidden.shape[-1])[kept]
-        targets = next_labels[kept]
+        wanted = labels[:, 1:].reshape(-1)
+        counts = wanted != -100
+        if weights is not None:
+            counts = counts & (weights[:, 1:].reshape(-1) != 0)
+        kept = counts.nonzero().squeeze(-1)
+        chunks = _Chunks(
+            objective=self,
+            head=head,
+            targets=wanted[kept],
+            weights=None if weights is None else weights[:, 1:].reshape(-1)[kept].float(),
+            reference=None if reference is None else (reference[0], _kept(reference[1], kept)),
+            entropy=entropy,
+        )
+        states = _kept(hidden, kept)
+        parameters = [value for value in head_parameters if value.requires_grad]
+        needs_gradient = torch.is_grad_enabled() and (states.requires_grad or bool(parameters))
+        if len(kept) <= CHUNK or not needs_gradient:
+            parts = [chunks.part(states[start : start + CHUNK], start) for start in range(0, max(len(kept), 1), CHUNK)]
+            total = torch.stack([part.total for part in parts]).sum()
+            said = [(part.log_probability.detach(), part.entropy) for part in parts]
+            found, spread = torch.cat([item[0] for item in said]), [item[1] for item in said if item[1] is not None]
+            return Loss(total, found, torch.cat(spread).detach() if entropy else None)
+        total, found, spread_of = _GradientAtOnce.apply(chunks, states, *parameters)  # type: ignore[no-untyped-call]
+        return Loss(total, found, spread_of if entropy else None)
 
-        def part(states: Tensor, targets: Tensor) -> Tensor:
-            return self.from_logits(head(states).float(), targets)
 
-        if len(targets) <= CHUNK:
-            return part(states, targets)
-        sums = [
-            checkpoint(part, *pair, use_reentrant=False) if torch.is_grad_enabled() else part(*pair)
-            for pair in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-        ]
-        return torch.stack(sums).sum()
+def _kept(hidden: Tensor, kept: Tensor) -> Tensor:
+    return hidden[:, :-1].reshape(-1, hidden.shape[-1])[kept]
+
+
+@dataclass
+class _Chunks:
+    """Positions that meet the vocabulary, and how one chunk of them is computed."""
+
+    objective: Objective
+    head: Head
+    targets: Tensor
+    weights: Tensor | None
+    reference: tuple[Head, Tensor] | None
+    entropy: bool
+
+    def part(self, states: Tensor, start: int) -> Loss:
+        """Return the loss of the positions from ``start`` on, whose hidden states are ``states``."""
+        end = start + len(states)
+        beside = None
+        if self.reference is not None:
+            with torch.no_grad():
+                beside = self.reference[0](self.reference[1][start:end]).float()
+        said = Predictions(self.head(states).float(), self.targets[start:end], beside)
+        losses = self.objective.losses(said)
+        total = losses.sum() if self.weights is None else (losses * self.weights[start:end]).sum()
+        return Loss(total, said.log_probability, said.entropy() if self.entropy else None)
+
+
+class _GradientAtOnce(torch.autograd.Function):
+    """Computes the chunks one after the other, each with its gradient, and keeps only the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, chunks: _Chunks, states: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        of_states = torch.empty_like(states)
+        of_parameters: list[Tensor | None] = [None] * len(parameters)
+        totals, found, spread = [], [], []
+        for start in range(0, len(states), CHUNK):
+            part = states[start : start + CHUNK].detach().requires_grad_(states.requires_grad)
+            inputs = [value for value in (part, *parameters) if value.requires_grad]
+            with torch.enable_grad():
+                loss = chunks.part(part, start)
+            gradients = iter(torch.autograd.grad(loss.total, inputs))
+            if part.requires_grad:
+                of_states[start : start + CHUNK] = next(gradients)
+            for i, gradient in enumerate(gradients):
+                known = of_parameters[i]
+                of_parameters[i] = gradient if known is None else known.add_(gradient)
+            totals.append(loss.total.detach())
+            found.append(loss.log_probability.detach())
+            spread.append(torch.empty(0) if loss.entropy is None else loss.entropy.detach())
+        ctx.gradients = (of_states if states.requires_grad else None, *of_parameters)
+        results = torch.stack(totals).sum(), torch.cat(found), torch.cat(spread)
+        ctx.mark_non_differentiable(*results[1:])
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept, ctx.gradients = ctx.gradients, ()
+        return (None, *(None if value is None else value.mul_(gradients[0]) for value in kept))

@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,11 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from selectune.errors import UserError
 from selectune.meter import Meter
-from selectune.models.attention import attend_by_record, record_spans
-from selectune.models.head import SplitModel
 from selectune.objectives.objective import Objective
 from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training.allocator import keep_freed_memory
+from selectune.training.loss import LossOfModel
 from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
 
@@ -67,48 +65,31 @@ class TrainingResult:
 class SelectiveTrainer(Trainer):
     """``transformers.Trainer`` that computes only what is used and saves only what trains."""
 
-    model: Any
+    model: LossOfModel
 
-    def __init__(self, objective: Objective, bfloat16: bool, learning_rate_hint: str, meter: Meter, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, model: LossOfModel, learning_rate_hint: str, meter: Meter, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the response tokens of the whole batch
-        self._objective, self._bfloat16, self._meter = objective, bfloat16, meter
-        self._learning_rate_hint = learning_rate_hint
-        self._split = SplitModel(self.model)
-        self.prefix: PrefixCache | None = None
-        self.by_record = False
-
-    @property
-    def causal(self) -> Any:
-        """The transformers model, without adapters around it."""
-        return self._split.causal
+        self._meter, self._learning_rate_hint = meter, learning_rate_hint
 
     def keep_prefix(self, rows: int, folder: Path) -> None:
         """Compute the frozen beginning of the model once for each sequence, where there is one."""
-        blocks, frozen = frozen_blocks(self.causal)
+        blocks, frozen = frozen_blocks(self.model.causal)
         if frozen:
-            self.prefix = PrefixCache(blocks, frozen, rows, self.args.per_device_train_batch_size, folder)
-
-    def _sum_of_losses(self, inputs: dict[str, Tensor]) -> Tensor:
-        device = inputs["input_ids"].device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
-            records = {"records": record_spans(inputs["position_ids"], inputs["labels"])} if self.by_record else {}
-            with self.prefix.batch(inputs["row"]) if self.prefix else nullcontext():
-                hidden = self._split.hidden(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], **records)
-            return self._objective.total(self._split.logits, hidden, inputs["labels"])
+            self.model.prefix = PrefixCache(blocks, frozen, rows, self.args.per_device_train_batch_size, folder)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
-        total = self._sum_of_losses(inputs)
+        total: Tensor = model(**inputs)
         count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
         if not torch.isfinite(total):
             raise UserError(
-                f"the loss became {total.item()} at step {self.state.global_step + 1}; {_diagnose(self.model)}",
+                f"the loss became {total.item()} at step {self.state.global_step + 1}; {_diagnose(self.model.model)}",
                 field="training.learning_rate",
                 expected=f"a finite loss (the learning rate was {self._learning_rate_hint})",
                 mend="halve the learning rate or lengthen the warm-up, then `selectune resume`; the last checkpoint is kept",
             )
         self._meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel())
-        return total / count
+        return total / count * self.accelerator.num_processes  # whose gradients are averaged
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Measure the development loss: the mean over all its response tokens."""
@@ -117,15 +98,16 @@ class SelectiveTrainer(Trainer):
         with torch.no_grad():
             for inputs in dataloader:
                 inputs = self._prepare_inputs(inputs)
-                total += self._sum_of_losses(inputs).item()
+                total += self.model(**inputs).item()
                 count += int((inputs["labels"][:, 1:] != -100).sum())
                 self._meter.count(forward=inputs["input_ids"].numel())
-        return EvalLoopOutput(np.empty(0), None, {"eval_loss": total / max(count, 1)}, count)
+        found = self.accelerator.reduce(torch.tensor([total, count], dtype=torch.float64, device=self.args.device))
+        return EvalLoopOutput(np.empty(0), None, {"eval_loss": float(found[0] / found[1].clamp(min=1))}, int(found[1]))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_tensors(self.model), folder / WEIGHTS)
+        save_file(trained_tensors(self.model.model), folder / WEIGHTS)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -141,11 +123,11 @@ class SelectiveTrainer(Trainer):
             ) from None  # fmt: skip
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_trained_tensors(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        load_trained_tensors(self.model.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _load_best_model(self) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
-        load_trained_tensors(self.model, folder / WEIGHTS)
+        load_trained_tensors(self.model.model, folder / WEIGHTS)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -259,11 +241,9 @@ def train(
     try:
         with EndAtStep() as interruption:
             trainer = SelectiveTrainer(
-                objective,
-                bfloat16,
+                LossOfModel(model, objective, bfloat16),
                 f"{learning_rate:g}",
                 meter,
-                model=model,
                 args=arguments,
                 train_dataset=numbered[: len(train_data)],
                 eval_dataset=numbered[len(train_data) :] or None,
@@ -274,7 +254,7 @@ def train(
             if recipe.prefix_cache and not recipe.gradient_checkpointing:
                 trainer.keep_prefix(len(numbered), folder)
             checkpoint = last_checkpoint(folder)
-            with attend_by_record(trainer.causal, train_data) as trainer.by_record:
+            with trainer.model.attending(train_data):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
@@ -286,15 +266,16 @@ def train(
         raise
     finally:
         bar.stop()
-        if trainer is not None and trainer.prefix is not None:
-            trainer.prefix.close()
+        prefix = trainer.model.prefix if trainer is not None else None
+        if prefix is not None:
+            prefix.close()
     state = trainer.state
     if interruption.asked and state.global_step < steps:
         raise Interrupted(state.global_step, steps)
     best = (
         min((float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log) if keep_best else None
     )
-    skipped = trainer.prefix.skipped_tokens if trainer.prefix else 0
+    skipped = prefix.skipped_tokens if prefix else 0
     return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None, skipped)
 
 

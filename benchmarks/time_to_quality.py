@@ -1,0 +1,94 @@
+"""How long until a model is as good as the better of two peers becomes in one epoch?
+
+The peers (TRL with LoRA, and TRL's full fine-tuning) train one epoch on 600 GSM8K records at four learning rates each; the lowest development loss of the
+eight, with the forgetting that came with it, is the mark. Ours then trains until it reaches the mark.
+
+    python benchmarks/time_to_quality.py peers --data-root ../shared/data      (about two hours; every cell is kept)
+    python benchmarks/time_to_quality.py ours --data-root ../shared/data
+
+Seconds are steps x seconds per step, the latter measured apart on an idle machine (``engine.py``), so that the quality
+runs may share the machine with others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers import Peer, as_record, gsm8k, trl_trainer
+from selectune.data import Encoder, pack
+from selectune.evaluation import measure_forgetting
+from selectune.models import load_base
+from selectune.models.builtin import BUILTIN
+from selectune.models.head import SplitModel
+from selectune.objectives.cross_entropy import CrossEntropy
+from selectune.training.allocator import keep_freed_memory
+
+RESULTS = Path(__file__).parent / "results"
+RATES: dict[Peer, tuple[float, ...]] = {"lora": (1e-3, 3e-3, 3e-4, 1e-4), "full": (1e-4, 3e-5, 3e-4, 1e-5)}
+TRAIN, DEV = 600, 100
+
+
+@torch.no_grad()
+def dev_loss(model: Any, tokenizer: Any, rows: list[dict[str, str]]) -> float:
+    """Return the mean negative log-likelihood of the response tokens, in nats."""
+    encoder, split, objective = Encoder(tokenizer), SplitModel(model), CrossEntropy()
+    packed = pack([piece for row in rows for piece in encoder.encode(as_record(row))], 512, pad_id=tokenizer.pad_token_id)
+    total, count = 0.0, 0
+    model.eval()
+    for row in packed:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = split.hidden(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None])
+            total += float(objective.total(split.logits, hidden, row["labels"][None]))
+        count += int((row["labels"][1:] != -100).sum())
+    return total / count
+
+
+def quality(model: Any, root: Path) -> dict[str, float]:
+    """Return a model's development loss and its forgetting."""
+    base = load_base(BUILTIN)
+    before, after = measure_forgetting(base.model, model, base.tokenizer, bfloat16=True)
+    return {
+        "dev_loss": dev_loss(model, base.tokenizer, gsm8k(root, TRAIN, DEV)),
+        "forgetting": after[0].score - before[0].score,
+        "kl": after[1].score,
+    }
+
+
+def peers(root: Path, file: Path) -> None:
+    """Train every peer at every rate that is not in the file yet."""
+    keep_freed_memory()  # quicker, and changes no number; the peers' speed is measured without it
+    cells: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    base = load_base(BUILTIN)
+    cells.setdefault("base", {"dev_loss": dev_loss(base.model, base.tokenizer, gsm8k(root, TRAIN, DEV))})
+    order = [(peer, RATES[peer][i]) for i in range(4) for peer in RATES]
+    for peer, rate in order:
+        name = f"{peer} {rate:g}"
+        if name in cells:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            trainer, clock = trl_trainer(peer, gsm8k(root, 0, TRAIN), Path(folder), rate)
+            trainer.train()
+        cells[name] = {"steps": trainer.state.global_step, "seconds_while_busy": sum(clock.seconds),
+                       **quality(trainer.model, root)}  # fmt: skip
+        file.write_text(json.dumps(cells, indent=1), encoding="utf-8")
+        print(name, cells[name], flush=True)
+
+
+def main() -> None:
+    """Run one side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side", choices=["peers", "ours"])
+    parser.add_argument("--data-root", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.side == "peers":
+        peers(arguments.data_root, RESULTS / "time_to_quality_peers.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""From packed sequences to a loss: one module, so that whatever wraps modules (data parallelism, sharding) can wrap it.
+
+Knows: the way through the decoder (records attend by themselves, the frozen beginning is remembered), the head on the positions that
+count, and the reference that some objectives compare with. Does not know: optimisers, steps, or where sequences come from.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selectune.models.attention import attend_by_record, record_spans
+from selectune.models.head import SplitModel
+from selectune.objectives.objective import Objective
+from selectune.training.prefix import PrefixCache
+
+
+class LossOfModel(nn.Module):
+    """A model that returns the sum of the losses of a batch.
+
+    Args:
+        model: a causal model, or a PEFT model around one. objective: its loss. bfloat16: compute in bf16 by autocast.
+    """
+
+    def __init__(self, model: Any, objective: Objective, bfloat16: bool) -> None:
+        super().__init__()
+        self.model, self.objective, self.bfloat16 = model, objective, bfloat16
+        self.split = SplitModel(model)
+        self.prefix: PrefixCache | None = None
+        self.by_record = False
+        self._reference = None
+        if objective.needs_reference and not hasattr(model, "disable_adapter"):
+            base = copy.deepcopy(self.split.causal).requires_grad_(False)
+            self._reference = SplitModel(base.to(torch.bfloat16) if bfloat16 else base)
+
+    @property
+    def causal(self) -> Any:
+        """The transformers model, without adapters around it."""
+        return self.split.causal
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration, for what reads it off a module."""
+        return self.model.config
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        return list(self.causal._no_split_modules or [])
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Recompute activations in the backward pass."""
+        self.model.gradient_checkpointing_enable(**options)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether they are."""
+        return bool(self.causal.is_gradient_checkpointing)
+
+    @contextmanager
+    def attending(self, rows: list[dict[str, Tensor]]) -> Iterator[None]:
+        """Within, records attend by themselves where that gives what the model's own attention gives."""
+        with attend_by_record(self.causal, rows) as self.by_record:
+            try:
+                yield
+            finally:
+                self.by_record = False
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, weights: Tensor | None = None, row: Tensor | None = None
+    ) -> Tensor:
+        """Return the weighted sum of the losses of a batch.
+
+        Args:
+            input_ids, position_ids, labels: ``(batch, length)`` int64. weights: of the tokens in ``labels``, the same shape.
+            row: ``(batch,)`` numbers of the sequences, for what is remembered of each.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+        if self.by_record:
+            inputs["records"] = record_spans(position_ids, labels)
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bfloat16):
+            reference = self._ask_reference(inputs) if self.objective.needs_reference else None
+            with self.prefix.batch(row) if self.prefix is not None and row is not None else nullcontext():
+                hidden = self.split.hidden(**inputs)
+            return self.objective.loss(self.split.logits, hidden, labels, weights, reference, self.split.head_parameters()).total
+
+    @torch.no_grad()
+    def _ask_reference(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """Return the head and the hidden states of the base: a frozen copy, or the model with its adapters off."""
+        if self._reference is not None:
+            return self._reference.logits, self._reference.hidden(**inputs)
+        with self.model.disable_adapter():
+            return self._plain_head, self.split.hidden(**inputs)
+
+    def _plain_head(self, hidden: Tensor) -> Tensor:
+        with self.model.disable_adapter():
+            return self.split.logits(hidden)
