@@ -3,17 +3,20 @@
 Knows: the order of the stages, what each reads and writes, and what makes a finished stage stale.
 Does not know: how any stage does its work; every folder of the package answers its own question.
 
-Three doors lead here: :func:`specialize` from Python, ``selectune specialize`` and a recipe file.
+Three doors lead here: :func:`specialize` from Python, ``selectune specialize`` and a recipe file. :func:`plan` goes through the same
+chain as far as training, and tells what it would take.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import tempfile
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selectune import __version__, catalogue
 from selectune import recipe as recipes
@@ -32,6 +35,9 @@ from selectune.run import (
     folder_atomically,
     write_atomically,
 )
+
+if TYPE_CHECKING:
+    from selectune.training import Prediction
 
 
 def specialize(
@@ -57,6 +63,41 @@ def specialize(
     Raises:
         UserError: a mistake in the input. Interrupted: Ctrl-C during training; go on with :func:`resume`.
     """
+    resolved = _resolve(train, recipe, values)
+    return execute(Run.create(folder or free_folder(resolved), resolved), quiet)
+
+
+def plan(
+    train: str | Path | list[str] | None = None,
+    *,
+    recipe: str | Path | Recipe | dict[str, Any] | None = None,
+    quiet: bool = False,
+    **values: Any,
+) -> Prediction:
+    """Say what a run would train and take on this machine, after preparing its data and about ten seconds of real steps.
+
+    Args:
+        train, recipe, values: as in :func:`specialize`. quiet: show nothing of the data.
+
+    Returns:
+        Counts, floating-point operations, memory and time of the training, and under ``problems`` why they exceed the budget, if
+        they do. No run is left behind. Measuring base and specialist is not part of it.
+
+    Raises:
+        UserError: a mistake in the input.
+    """
+    resolved = _resolve(train, recipe, values)
+    output = Path(resolved.output).absolute()
+    place = next(folder for folder in (output, *output.parents) if folder.is_dir())  # the disk that the run will write to
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".plan-") as folder:
+            return _Chain(Run.create(folder, resolved), resolved, quiet).predict()
+    except PermissionError as error:
+        raise UserError(f"cannot be written ({error.strerror})", file=place, mend="name another --output") from None
+
+
+def _resolve(train: Any, recipe: str | Path | Recipe | dict[str, Any] | None, values: dict[str, Any]) -> Recipe:
+    """Return the recipe that some values on top of a given one make."""
     if isinstance(recipe, Recipe | dict):
         given = recipe.model_dump() if isinstance(recipe, Recipe) else recipe
     else:
@@ -67,7 +108,7 @@ def specialize(
     resolved = recipes.parse(given, recipe if isinstance(recipe, str | Path) else None)
     if resolved.data.train is None:
         raise UserError("no training data", field="data.train", expected="a file, folder, glob or hub id")
-    return execute(Run.create(folder or free_folder(resolved), resolved), quiet)
+    return resolved
 
 
 def resume(folder: str | Path, quiet: bool = False) -> Run:
@@ -111,6 +152,15 @@ def free_folder(recipe: Recipe) -> Path:
         if not folder.exists() or (run.has("recipe.yaml") and run.recipe == recipe and not run.finished("report")):
             return folder
     raise UserError("10,000 runs of this name exist", file=recipe.output, mend="give the run a name with --name")
+
+
+@dataclass
+class _Trainable:
+    base: Any
+    selection: Any
+    model: Any
+    train: list[Any]
+    dev: list[Any]
 
 
 @dataclass
@@ -283,38 +333,42 @@ class _Chain:
             work,
         )
 
+    def trainable(self) -> _Trainable:
+        """Load the base, make it ready to train in the recipe's form, and pack the records."""
+        import torch
+
+        from selectune.data import pack
+        from selectune.parameters import Selection
+
+        torch.manual_seed(self.recipe.seed)
+        base = self.base
+        encoder = self.encoder(base.tokenizer)
+        length, packing, padding = self.recipe.data.max_length, self.recipe.data.packing, base.tokenizer.pad_token_id
+        encoded = {
+            split: [piece for record in self.records(split) for piece in encoder.encode(record)] for split in ("train", "dev")
+        }
+        if not encoded["train"]:
+            raise UserError("every training record is longer than the context", field="data.max_length",
+                            expected=f"records of at most {length} tokens", mend="raise it, or set data.long_records: truncate")  # fmt: skip
+        rows = {split: pack(pieces, length, packing, padding) for split, pieces in encoded.items()}
+        self._note_tokens(rows["train"], sum(len(piece.input_ids) for piece in encoded["train"]))
+        selection = Selection.load(self.run.path("selection.safetensors"))
+        model = self.form.apply(base, selection, self.recipe.seed)
+        del self.base  # the form has changed it
+        return _Trainable(base, selection, model, rows["train"], rows["dev"])
+
     def train(self) -> None:
         def work(meter: Meter) -> None:
-            import torch
-
             from selectune import training
-            from selectune.data import pack
-            from selectune.parameters import Selection
 
-            settings = self.recipe.training
-            torch.manual_seed(self.recipe.seed)
-            base = self.base
-            encoder = self.encoder(base.tokenizer)
-            length, packing, padding = (
-                self.recipe.data.max_length,
-                self.recipe.data.packing,
-                base.tokenizer.pad_token_id,
-            )
-            encoded = {
-                split: [piece for record in self.records(split) for piece in encoder.encode(record)] for split in ("train", "dev")
-            }
-            if not encoded["train"]:
-                raise UserError("every training record is longer than the context", field="data.max_length",
-                                expected=f"records of at most {length} tokens", mend="raise it, or set data.long_records: truncate")  # fmt: skip
-            rows = {split: pack(pieces, length, packing, padding) for split, pieces in encoded.items()}
-            self._note_tokens(rows["train"], sum(len(piece.input_ids) for piece in encoded["train"]))
-            model = self.form.apply(base, Selection.load(self.run.path("selection.safetensors")), self.recipe.seed)
-            del self.base  # the form has changed it
-            plan = training.plan(model, rows["train"], self.recipe, self.objective, self.bfloat16, self.run.path("plan.json"))
+            made = self.trainable()
+            plan = training.plan(made.model, made.train, made.dev, recipe=self.recipe, objective=self.objective,
+                                 bfloat16=self.bfloat16, folder=self.run.folder)  # fmt: skip
+            settings = self.recipe.training.model_copy(update={"micro_batch_sequences": plan.micro_batch_sequences})
             result = training.train(
-                model,
-                rows["train"],
-                rows["dev"],
+                made.model,
+                made.train,
+                made.dev,
                 recipe=settings,
                 steps=plan.steps,
                 learning_rate=settings.learning_rate or self.form.learning_rate_default,
@@ -328,10 +382,10 @@ class _Chain:
                 quiet=self.quiet,
             )
             with folder_atomically(self.run.path("specialist")) as folder:
-                self.form.save(model, base, folder)
+                self.form.save(made.model, made.base, made.selection, folder)
             meter.count(
                 written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()),
-                flops=training.flops(base.anatomy, model, meter.cost, result.skipped_tokens),
+                flops=training.flops(made.base.anatomy, made.model, meter.cost, result.skipped_tokens),
             )
             self.run.write(
                 "training.json",
@@ -340,9 +394,51 @@ class _Chain:
 
         inputs = {
             "training": self.recipe.training.model_dump(exclude={"report_to"}),
-            "budget": self.recipe.budget.model_dump(),
+            "budget": self.recipe.budget.model_dump(exclude={"memory_gib"}),  # refuses a run, changes none
         }
         self.stage("train", inputs | {"objective": self.objective.describe(), "seed": self.recipe.seed}, work)
+
+    def predict(self) -> Prediction:
+        """Prepare the data, choose by a few examples, run a few steps of training, and say what the whole will take."""
+        from selectune.training.predict import predict
+
+        self.prepare()
+        choosing, notes = self._rehearse_choice()
+        begin = time.perf_counter()
+        made = self.trainable()
+        return predict(
+            made.model,
+            made.train,
+            made.dev,
+            anatomy=made.base.anatomy,
+            recipe=self.recipe,
+            objective=self.objective,
+            bfloat16=self.bfloat16,
+            folder=self.run.folder,
+            save=lambda folder: self.form.save(made.model, made.base, made.selection, folder),
+            loading=time.perf_counter() - begin,
+            choosing=choosing,
+            form=self.form.describe(),
+            parameters=catalogue.create("parameters", self.recipe.parameters).describe(),
+            tokens=self.run.read("data.json", DataSummary).tokens,
+            notes=notes,
+        )
+
+    def _rehearse_choice(self) -> tuple[float, list[str]]:
+        """Choose with as few examples as possible; return the seconds that the recipe's own choice will take, and what was assumed."""
+        asked = self.parameters
+        wanted = min(getattr(asked, "examples", 0), len(self.records("train")))
+        if wanted <= _REHEARSED[-1]:
+            self.choose()
+            return self.run.costs()[-1].seconds, []
+        seconds = []
+        for examples in _REHEARSED:
+            self.parameters = asked.model_copy(update={"examples": examples})
+            self.choose()
+            seconds.append(self.run.costs()[-1].seconds)
+        each = max(0.0, (seconds[1] - seconds[0]) / (_REHEARSED[1] - _REHEARSED[0]))
+        note = f"the weights were chosen by {_REHEARSED[1]} examples instead of {wanted}, and may be others in the run"
+        return seconds[1] + (wanted - _REHEARSED[1]) * each, [note]
 
     def measure_specialist(self) -> None:
         from selectune import evaluation
@@ -396,6 +492,8 @@ class _Chain:
         self.run.write("data.json", summary)
 
 
+_REHEARSED = (1, 4)
+"""Examples on which a prediction chooses: twice, so that what an example takes is told from what the choice takes anyway."""
 MEASUREMENTS = 2
 """Raise it when what is measured changes: kept measurements of bases are then taken anew."""
 _JUDGING = {"confidence", "tolerance", "require_retention"}

@@ -85,7 +85,7 @@ def test_only_the_selection_changes_and_survives_saving(form, method, architectu
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
         if plain in original and name not in trained:
             assert torch.equal(value, original[plain]), name
-    made.save(model, base, tmp_path)
+    made.save(model, base, selection, tmp_path)
     loaded = load_specialist(load_base(tiny_folders[architecture]), tmp_path)
     assert torch.allclose(logits(loaded), after, atol=1e-5)
     if form == "lora":
@@ -123,7 +123,7 @@ def test_plain_peft_loads_the_adapter(llama_folder, tmp_path):
     made = catalogue.create("adapters", "lora")
     model = made.apply(base, Selection.all(base.model), 0)
     train_a_little(model, base)
-    made.save(model, base, tmp_path)
+    made.save(model, base, Selection.all(base.model), tmp_path)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama_folder), tmp_path)
     assert torch.allclose(logits(plain.eval()), logits(model), atol=1e-5)
 
@@ -140,7 +140,7 @@ def test_qlora_trains_on_a_four_bit_base(llama_folder, tmp_path):
     gradients = [v for n, v in model.named_parameters() if "layers.0" in n and "lora_B" in n]
     assert all(value.abs().sum() > 0 for value in gradients)  # the gradient reached the lowest block through 4-bit layers
     assert torch.equal(model.base_model.model.model.layers[0].mlp.up_proj.base_layer.weight, packed)
-    made.save(model, base, tmp_path)
+    made.save(model, base, Selection.all(base.model), tmp_path)
     again = load_specialist(load_base(llama_folder, dtype=torch.bfloat16, quantised=True), tmp_path)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(logits(again), after, atol=1e-2)

@@ -112,7 +112,7 @@ class TinyRun:
                 if value.requires_grad:
                     value.add_(0.02 * torch.randn_like(value))
         self.run.path("specialist").mkdir()
-        made.save(self.model, base, self.run.path("specialist"))
+        made.save(self.model, base, chosen, self.run.path("specialist"))
         self.run.stage("train", {}, lambda meter: None)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from selectune.models import Base
 
 CHANGED = "changed.safetensors"
+PLACES = "selection.safetensors"  # where changed parts of weights belong
 ORIGIN = "selectune.json"  # which base this belongs to
 
 
@@ -41,12 +42,12 @@ class Form(Method, ABC):
         """Return how many parameters will train."""
 
     @abstractmethod
-    def save_tensors(self, model: Any, base: Base, folder: Path) -> None:
+    def save_tensors(self, model: Any, base: Base, selection: Selection, folder: Path) -> None:
         """Write what was trained as safetensors."""
 
-    def save(self, model: Any, base: Base, folder: Path) -> None:
+    def save(self, model: Any, base: Base, selection: Selection, folder: Path) -> None:
         """Write the specialist: what was trained, and which base it belongs to."""
-        self.save_tensors(model, base, folder)
+        self.save_tensors(model, base, selection, folder)
         origin = {
             "base": base.spec,
             "fingerprint": base.fingerprint,
@@ -56,10 +57,31 @@ class Form(Method, ABC):
         (folder / ORIGIN).write_text(json.dumps(origin, indent=1), encoding="utf-8")
 
 
-def save_changed(model: Any, names: list[str], dtype: torch.dtype, folder: Path) -> None:
-    """Write changed tensors, rounded once to the base's dtype: what is measured is what is exported."""
-    tensors = dict(model.named_parameters())
-    save_file({name: tensors[name].detach().to(dtype).contiguous() for name in names}, folder / CHANGED)
+def save_changed(model: Any, selection: Selection, dtype: torch.dtype, folder: Path) -> None:
+    """Write changed weights, rounded once to the base's dtype: what is measured is what is exported.
+
+    Of a weight of which a part trained only the part is written, and beside it the selection that says where it belongs.
+    """
+    from selectune.training.partial import entries
+
+    parts, whole = entries(model), dict(model.named_parameters())
+    values = {name: parts[name] if name in parts else whole[name] for name in selection.names()}
+    save_file({name: value.detach().to(dtype).contiguous() for name, value in values.items()}, folder / CHANGED)
+    if not selection.whole():
+        selection.save(folder / PLACES)
+
+
+def put_changed(model: Any, folder: Path) -> None:
+    """Write changed weights into a base in place."""
+    parameters = dict(model.named_parameters())
+    places = Selection.load(folder / PLACES).parts if (folder / PLACES).is_file() else {}
+    with torch.no_grad():
+        for name, values in load_file(folder / CHANGED).items():
+            part = places.get(name)
+            if part is None or part.form == "whole":
+                parameters[name].copy_(values)
+            else:
+                (part if values.dim() > 1 or part.form != "blocks" else part.flat()).put(parameters[name].data, values)
 
 
 def load_specialist(base: Base, folder: str | Path) -> Any:
@@ -75,10 +97,7 @@ def load_specialist(base: Base, folder: str | Path) -> Any:
     if origin["fingerprint"] != base.fingerprint:
         raise UserError("belongs to another base", file=folder, expected=f"the base '{origin['base']}' as it was at training")
     if (folder / CHANGED).is_file():
-        parameters = dict(base.model.named_parameters())
-        with torch.no_grad():
-            for name, value in load_file(folder / CHANGED).items():
-                parameters[name].copy_(value)
+        put_changed(base.model, folder)
         model = base.model
     else:
         from peft import PeftModel

@@ -1,7 +1,8 @@
-"""In place: the chosen tensors themselves are trained.
+"""In place: the chosen weights themselves are trained, whole tensors or parts of them.
 
-With every weight chosen this is full fine-tuning; with some blocks chosen, block selection. The trained copies are fp32
-(small updates would be rounded away in bf16); everything else stays frozen in its own dtype, bit for bit.
+With every weight chosen this is full fine-tuning; with some blocks chosen, block selection; with rows, columns, blocks of entries or single
+entries, a sparse change. The trained copies are fp32 (small updates would be rounded away in bf16); everything else stays frozen in
+its own dtype, bit for bit.
 """
 
 from __future__ import annotations
@@ -9,39 +10,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-
 from selectune.adapters.form import Form, save_changed
-from selectune.errors import UserError
 from selectune.parameters.selection import Selection
+from selectune.training.partial import train_entries
 
 if TYPE_CHECKING:
     from selectune.models import Base
 
 
 class Full(Form):
-    """Train the chosen tensors in place."""
+    """Train the chosen weights in place."""
 
     name: ClassVar[str] = "full"
-    summary: ClassVar[str] = "The chosen tensors are trained in place (full fine-tuning, or block selection)."
+    summary: ClassVar[str] = "The chosen weights are trained in place (full fine-tuning, blocks, or parts of matrices)."
     learning_rate_default: ClassVar[float] = 1e-4
 
     def apply(self, base: Base, selection: Selection, seed: int) -> Any:
-        if not selection.whole():
-            raise UserError("this selection has parts of tensors, and in place only whole tensors train", field="form")
-        model = base.model
-        model.requires_grad_(False)
-        chosen = {name: dict(model.named_parameters())[name] for name in selection.names()}
-        trained = {id(value): nn.Parameter(value.detach().float()) for value in chosen.values()}
-        for module in model.modules():  # a tied weight is in two modules and stays one
-            for key, value in list(module._parameters.items()):
-                if value is not None and id(value) in trained:
-                    module._parameters[key] = trained[id(value)]
-        return model
+        train_entries(base.model, selection)
+        return base.model
 
     def count(self, base: Base, selection: Selection) -> int:
         return selection.count()
 
-    def save_tensors(self, model: Any, base: Base, folder: Path) -> None:
-        names = [name for name, value in model.named_parameters() if value.requires_grad]
-        save_changed(model, names, base.dtype, folder)
+    def save_tensors(self, model: Any, base: Base, selection: Selection, folder: Path) -> None:
+        save_changed(model, selection, base.dtype, folder)

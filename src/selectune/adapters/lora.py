@@ -70,7 +70,7 @@ class LoRA(Form):
             total += self.rank * wide + (getattr(layer, "out_features", 0) if self.magnitude else 0)
         return total
 
-    def save_tensors(self, model: Any, base: Base, folder: Path) -> None:
+    def save_tensors(self, model: Any, base: Base, selection: Selection, folder: Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
 
     def _targets(self, base: Base, selection: Selection, short: bool = True) -> list[str]:

@@ -36,7 +36,8 @@ def frozen_blocks(model: Any) -> tuple[list[nn.Module], int]:
     before = [module for module in model.modules() if id(module) not in inside]
     if any(_changes(module) for module in before):
         return blocks, 0
-    if any(model.get_parameter(name).requires_grad for name in anatomy.embeddings):
+    entries = [model.get_submodule(name.rpartition(".")[0]) for name in anatomy.embeddings]
+    if any(value.requires_grad for module in entries for value in module.parameters()):
         return blocks, 0
     frozen = 0
     for block in blocks:

@@ -1,0 +1,236 @@
+"""Parts of weights train: rows, columns, square blocks and single entries, experts of a stack, at the cost of the part.
+
+Knows: how a module computes with a frozen weight of which some entries train. The entries are a parameter of their own in fp32,
+written into the frozen weight (in its dtype) before each use; only they have a gradient, an optimiser state and a place in a
+checkpoint, and everything else stays as it is, bit for bit. The gradient's product has the size of the part: for rows and
+columns a thinner product, for blocks one small product each; for scattered entries one matrix's whole gradient is made, read and
+freed before the next. Of a layer's input only the columns that the product meets are kept for it.
+Does not know: which entries were chosen, or why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from selectune.parameters.selection import Part, Selection
+
+ENTRIES = "entries_of_"
+"""Before a parameter's name, in the module that holds it: the entries that train."""
+
+
+def train_entries(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
+    """Make the selected entries of a model trainable in place; whatever trained before no longer does.
+
+    Tensors chosen whole train whole, as fp32 copies.
+
+    Returns:
+        What trains, by the name of the weight that it is part of.
+
+    Raises:
+        KeyError: the model has no such parameter.
+    """
+    model.requires_grad_(False)
+    weights = dict(model.named_parameters())
+    made: dict[str, nn.Parameter] = {}
+    for name in selection.names():
+        weight, part = weights[name], selection.parts[name]
+        places = [(module, key) for module in model.modules() for key, value in module._parameters.items() if value is weight]
+        if part.form == "whole":
+            made[name] = nn.Parameter(weight.detach().float())
+            for module, key in places:
+                module._parameters[key] = made[name]
+            continue
+        if part.form == "blocks" and not part.tiles():
+            part = part.flat()
+        made[name] = nn.Parameter(part.take(weight.detach()).float())
+        for module, key in places:  # a tied weight is in two modules, and so are its entries
+            module.register_parameter(f"{ENTRIES}{key}", made[name])
+            _become_partial(module, key, _Trained(weight, part, made[name]))
+            if part.form == "rows" and weight.dim() > 2 and hasattr(module, "config"):
+                module.config._experts_implementation = "eager"  # the one that reads its experts one by one
+    return made
+
+
+def entries(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained entries of parts of weights, by the name of the weight (once, where it is tied)."""
+    found, seen = {}, set()
+    for name, module in model.named_modules():
+        for key, value in module._parameters.items():
+            if key.startswith(ENTRIES) and value is not None and id(value) not in seen:
+                seen.add(id(value))
+                found[f"{name}.{key.removeprefix(ENTRIES)}".removeprefix(".")] = value
+    return found
+
+
+class _Trained:
+    """A frozen weight and the entries of it that train."""
+
+    def __init__(self, weight: nn.Parameter, part: Part, values: nn.Parameter) -> None:
+        self.weight, self.part, self.values = weight, part, values
+        self.product = _Product(part) if weight.dim() == 2 else None
+        self.rows: Tensor | None = None
+        if part.form == "rows":
+            self.rows = torch.full((part.shape[0],), -1, dtype=torch.int64)
+            self.rows[part.index] = torch.arange(len(part.index))
+
+    def current(self) -> Tensor:
+        """Return the weight with its entries as they are now, without gradient."""
+        weight = self.weight.data  # not seen by autograd: a pass that is computed again may write the same values again
+        self.part.put(weight, self.values.detach())
+        return weight
+
+    def whole(self) -> Tensor:
+        """Return the weight as a function of its entries; for modules that use it in ways of their own."""
+        weight = self.current()
+        if self.part.form == "columns":
+            return weight.index_copy(1, self.part.index.to(weight.device), self.values.to(weight.dtype))
+        if self.part.form == "rows":
+            return weight.index_copy(0, self.part.index.to(weight.device), self.values.to(weight.dtype))
+        flat = self.part.flat()
+        order = self.part.take(torch.arange(weight.numel()).view(weight.shape)).reshape(-1).argsort()
+        values = self.values.reshape(-1)[order.to(weight.device)].to(weight.dtype)
+        return weight.view(-1).index_copy(0, flat.index.to(weight.device), values).view(weight.shape)
+
+
+class _Stack:
+    """A stack of experts' weights, read one at a time; those that train are read from their own copies."""
+
+    def __init__(self, trained: _Trained) -> None:
+        self._trained, self._weight = trained, trained.current()
+        self._own = trained.values.unbind(0)
+
+    def __getitem__(self, expert: Any) -> Tensor:
+        assert self._trained.rows is not None
+        row = int(self._trained.rows[int(expert)])
+        return self._weight[expert] if row < 0 else self._own[row].to(self._weight.dtype)
+
+
+class _Product:
+    """The gradient of a part of a matrix: ``(left.T @ right)``, only where it is asked for.
+
+    ``left`` is ``(tokens, rows)``, ``right`` ``(tokens, columns)``; either may be given only at the rows or columns that
+    :attr:`rows` and :attr:`columns` name (all, where they are None).
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.rows: Tensor | None = None
+        self.columns: Tensor | None = None
+        index, (down, across) = part.index, part.shape
+        if part.form == "rows":
+            self.rows = index
+        elif part.form == "columns":
+            self.columns = index
+        elif part.form == "elements":
+            rows, columns = (index // across).unique(), (index % across).unique()
+            if len(rows) * across <= down * len(columns):
+                self.rows, width = rows, across
+                place = torch.searchsorted(rows, index // across) * width + index % across
+            else:
+                self.columns, width = columns, len(columns)
+                place = (index // across) * width + torch.searchsorted(columns, index % across)
+            self._places = place
+        else:
+            step = torch.arange(part.size)
+            grid = across // part.size
+            columns, self._column_of = (index % grid).unique(return_inverse=True)
+            self.columns = (columns[:, None] * part.size + step).view(-1)
+            self._row_of = index // grid
+            self._dense = 2 * len(index) > len(columns) * (down // part.size)
+
+    def multiplications(self) -> int:
+        """Return the size of the product for one token."""
+        down, across = self.part.shape
+        if self.part.form == "blocks" and not self._dense:
+            return len(self.part.index) * self.part.size**2
+        return (down if self.rows is None else len(self.rows)) * (across if self.columns is None else len(self.columns))
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the gradient of the part's entries, in their layout, in fp32."""
+        form, size = self.part.form, self.part.size
+        if form != "blocks":
+            gradient = left.t() @ right
+            if form == "elements":
+                return gradient.reshape(-1)[self._places.to(gradient.device)].float()
+            return gradient.float()
+        row_of, column_of = self._row_of.to(left.device), self._column_of.to(left.device)
+        if self._dense:
+            gradient = (left.t() @ right).view(-1, size, right.shape[1] // size, size)
+            return gradient.permute(0, 2, 1, 3)[row_of, column_of].float()
+        lefts = left.t().reshape(-1, size, len(left))[row_of]
+        rights = right.t().reshape(-1, size, len(right))[column_of]
+        return torch.bmm(lefts, rights.transpose(1, 2)).float()
+
+
+class _OfEntries(torch.autograd.Function):
+    """Passes a layer's output on and, on the way back, takes the gradient of the entries from it."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, inputs: Tensor, values: Tensor, product: _Product, transposed: bool) -> Tensor:
+        states = inputs.reshape(-1, inputs.shape[-1])
+        met = product.rows if transposed else product.columns
+        states = states if met is None else states[:, met.to(states.device)]
+        ctx.save_for_backward(states.to(output.dtype))
+        ctx.product, ctx.transposed = product, transposed
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (states,) = ctx.saved_tensors
+        outputs = gradients[0].reshape(-1, gradients[0].shape[-1])
+        met = ctx.product.columns if ctx.transposed else ctx.product.rows
+        outputs = outputs if met is None else outputs[:, met.to(outputs.device)]
+        pair = (states, outputs) if ctx.transposed else (outputs, states)
+        return gradients[0], None, ctx.product(*pair), None, None
+
+
+class _OfRows(torch.autograd.Function):
+    """The embeddings of tokens, with a gradient for the rows that train."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, tokens: Tensor, values: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows[tokens.reshape(-1)])
+        ctx.shape = values.shape
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
+        total = torch.zeros(ctx.shape, dtype=torch.float32, device=gradient.device)
+        total.index_add_(0, rows[rows >= 0], gradient[rows >= 0].float())
+        return None, None, total, None
+
+
+def _become_partial(module: nn.Module, key: str, trained: _Trained) -> None:
+    """Give a module a class of its own in which the weight ``key`` has entries that train."""
+    kind = type(module)
+    plain = kind.forward
+    body: dict[str, Any] = {}
+    linear = isinstance(module, nn.Linear) or kind.__name__.endswith("Conv1D")
+    if linear and key == "weight" and trained.product is not None:
+        product, transposed = trained.product, not isinstance(module, nn.Linear)
+
+        def forward(self: Any, inputs: Tensor) -> Tensor:
+            trained.current()
+            output = plain(self, inputs)
+            return _OfEntries.apply(output, inputs.detach(), trained.values, product, transposed)  # type: ignore[no-untyped-call,no-any-return]
+
+        body["forward"] = forward
+    elif type(module) is nn.Embedding and trained.rows is not None:
+        rows = trained.rows
+
+        def embed(self: Any, tokens: Tensor) -> Tensor:
+            output = functional.embedding(tokens, trained.current(), self.padding_idx)
+            return _OfRows.apply(output, tokens, trained.values, rows.to(tokens.device))  # type: ignore[no-untyped-call,no-any-return]
+
+        body["forward"] = embed
+    elif trained.rows is not None and trained.weight.dim() > 2:
+        body[key] = property(lambda self: _Stack(trained))
+    else:
+        body[key] = property(lambda self: trained.whole())
+    module.__class__ = type(f"Partial{kind.__name__}", (kind,), body)

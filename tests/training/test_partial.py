@@ -1,0 +1,159 @@
+"""Parts of weights train as a masked dense training would, and cost the part."""
+
+import pytest
+import torch
+
+from selectune import catalogue
+from selectune.adapters import load_specialist
+from selectune.models import Anatomy, load_base
+from selectune.models.head import SplitModel
+from selectune.parameters.selection import Part, Selection
+from selectune.training.partial import _Product, entries, train_entries
+from tests.tiny import ARCHITECTURES, tiny
+
+FORMS = ["rows", "columns", "blocks", "elements", "few_elements", "vector"]
+
+
+def choose(model, form, seed=0):
+    """A part of every matrix (or vector) of the second block, and of the embedding where it can be."""
+    generator = torch.Generator().manual_seed(seed)
+    block = Anatomy.of(model).blocks[1]
+    parts = {}
+    for name, value in model.named_parameters():
+        if name not in block.parameters or (form == "vector") != (value.dim() == 1):
+            continue
+        shape = tuple(value.shape)
+        if form == "vector" or (value.dim() > 2 and form != "rows"):
+            parts[name] = Part(shape, "elements", torch.randperm(value.numel(), generator=generator)[:5])
+        elif form == "rows":
+            parts[name] = Part(shape, "rows", torch.randperm(shape[0], generator=generator)[: max(1, shape[0] // 4)])
+        elif form == "columns":
+            parts[name] = Part(shape, "columns", torch.randperm(shape[1], generator=generator)[:3])
+        elif form == "blocks":
+            size = 16 if shape[0] % 16 == shape[1] % 16 == 0 else 3
+            count = -(-shape[0] // size) * -(-shape[1] // size)
+            parts[name] = Part(shape, "blocks", torch.randperm(count, generator=generator)[:3], size)
+        elif form == "few_elements":
+            parts[name] = Part(shape, "elements", torch.arange(4) * shape[1])  # of one column
+        else:
+            parts[name] = Part(shape, "elements", torch.randperm(value.numel(), generator=generator)[:40])
+    entry = Anatomy.of(model).embeddings[0]
+    if form in ("rows", "elements"):
+        shape = tuple(model.get_parameter(entry).shape)
+        index = [5, 9, 11] if form == "rows" else [5 * shape[1] + 2, 9 * shape[1], 11 * shape[1] + 1]
+        parts[entry] = Part(shape, form, index)
+    return Selection(dict(sorted(parts.items())))
+
+
+def loss(model):
+    split, objective = SplitModel(model), catalogue.create("objectives", "cross_entropy")
+    ids = torch.tensor([[5, 9, 11, 5, 7, 30, 31, 9, 12, 40], [3, 5, 8, 11, 9, 2, 6, 7, 50, 51]])
+    return objective.total(split.logits, split.hidden(input_ids=ids), ids)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_the_dense_ones_at_the_part(architecture, form):
+    dense = tiny(architecture).requires_grad_(True)
+    loss(dense).backward()
+    model = tiny(architecture)
+    model.load_state_dict(dense.state_dict())
+    selection = choose(model, form)
+    train_entries(model, selection)
+    loss(model).backward()
+    found = entries(model)
+    assert found.keys() == selection.parts.keys()
+    weights = dict(dense.named_parameters())
+    for name, values in found.items():
+        part = selection.parts[name]
+        part = part.flat() if values.dim() == 1 else part
+        expected = part.take(weights[name].grad) if weights[name].grad is not None else torch.zeros_like(values)
+        mine = values.grad if values.grad is not None else torch.zeros_like(values)
+        assert torch.allclose(mine, expected, atol=2e-4, rtol=1e-3), name
+    assert sum(v.numel() for v in model.parameters() if v.requires_grad) == selection.count()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_training_a_part_is_masked_dense_training(architecture, form, tiny_folders, tmp_path):
+    """Three steps of AdamW with decay: the same weights as dense training with masked updates, the rest bit-identical."""
+    base = load_base(tiny_folders[architecture], dtype=torch.float32)
+    original = {name: value.clone() for name, value in base.model.named_parameters()}
+    selection = choose(base.model, form)
+    dense = load_base(tiny_folders[architecture], dtype=torch.float32).model.requires_grad_(True)
+    made = catalogue.create("adapters", "full")
+    model = made.apply(base, selection, 0)
+    ours = torch.optim.AdamW([v for v in model.parameters() if v.requires_grad], lr=1e-2, weight_decay=0.1)
+    theirs = torch.optim.AdamW(dense.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        for one, optimiser in ((model, ours), (dense, theirs)):
+            optimiser.zero_grad()
+            (loss(one) / 10).backward()
+            optimiser.step()
+        with torch.no_grad():  # the update is masked, after the optimiser
+            for name, value in dense.named_parameters():
+                value.copy_(
+                    torch.where(selection.mask(name), value, original[name]) if selection.covers(name) else original[name]
+                )
+    loss(model)  # writes the entries into their weights
+    for name, value in dense.named_parameters():
+        mine = dict(model.named_parameters())[name]
+        mask = selection.mask(name) if selection.covers(name) else torch.zeros(value.shape, dtype=torch.bool)
+        assert torch.equal(mine[~mask], original[name][~mask]), name
+        assert torch.allclose(mine, value, atol=2e-4), name
+    assert any(not torch.equal(dict(model.named_parameters())[name], original[name]) for name in selection.names())
+    made.save(model, base, selection, tmp_path)
+    loaded = load_specialist(load_base(tiny_folders[architecture], dtype=torch.float32), tmp_path)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        assert torch.allclose(loaded(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["rows", "columns", "blocks", "elements"])
+def test_bf16_weights_hold_fp32_entries(form):
+    """Updates far below bf16's resolution add up in the entries and reach the weight when they are large enough."""
+    model = tiny("llama").to(torch.bfloat16)
+    selection = choose(model, form)
+    made = train_entries(model, selection)
+    name = next(n for n in made if "mlp" in n)
+    before = made[name].detach().clone()
+    for _ in range(40):
+        with torch.no_grad():
+            made[name].mul_(1 + 2**-10)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss(model)
+    assert torch.allclose(made[name], before * (1 + 2**-10) ** 40, rtol=1e-5)
+    part = selection.parts[name]
+    assert torch.equal(part.take(model.get_parameter(name)), made[name].bfloat16())
+
+
+def test_the_product_has_the_size_of_the_part():
+    shape = (96, 64)
+    assert _Product(Part(shape, "rows", [1, 5])).multiplications() == 2 * 64
+    assert _Product(Part(shape, "columns", [1, 5, 7])).multiplications() == 96 * 3
+    assert _Product(Part(shape, "blocks", [0, 9, 20], 16)).multiplications() == 3 * 256
+    assert _Product(Part(shape, "elements", [0, 1, 63])).multiplications() == 64  # of one row
+    assert _Product(Part(shape, "elements", [0, 64, 64 * 90])).multiplications() == 96  # of one column
+
+
+def test_columns_keep_only_their_inputs():
+    """Of a layer's input, training k columns keeps k columns for the backward pass."""
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 32, bias=False))
+    train_entries(layer, Selection({"0.weight": Part((32, 64), "columns", [3, 4])}))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        layer(torch.randn(100, 64)).sum().backward()
+    assert (100, 2) in kept and (100, 64) not in kept
+
+
+def test_gradient_checkpointing_computes_the_same():
+    ways = []
+    for checkpointed in (False, True):
+        model = tiny("llama")
+        train_entries(model, choose(model, "blocks"))
+        model.train()
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loss(model).backward()
+        ways.append({name: value.grad for name, value in entries(model).items()})
+    assert all(torch.allclose(ways[0][name], ways[1][name], atol=1e-6) for name in ways[0])
