@@ -9,7 +9,7 @@ _logging.getLogger("bitsandbytes").setLevel(_logging.ERROR)  # it announces an o
 
 
 def __getattr__(name: str) -> object:
-    if name in ("specialize", "resume"):
+    if name in ("specialize", "resume", "plan"):
         from selectune import pipeline
 
         return getattr(pipeline, name)

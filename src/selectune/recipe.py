@@ -89,8 +89,8 @@ class TrainingRecipe(Section):
     """Share of the steps over which ``warmup_stable_decay`` falls."""
     batch_sequences: Positive = 4
     """Packed sequences in one optimiser step."""
-    micro_batch_sequences: Positive = 2
-    """Packed sequences in one forward pass; the rest of the batch is accumulated."""
+    micro_batch_sequences: Positive | Literal["auto"] = 2
+    """Packed sequences in one forward pass; the rest of the batch is accumulated. ``auto``: the most that are of use and fit the memory."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay, on what trains and nothing else."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -123,6 +123,8 @@ class BudgetRecipe(Section):
 
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Training time on this machine; turned into a number of steps after a short measurement."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Largest memory of training, in GiB; left out: what the machine has. A run that would need more is refused before it starts."""
     tokens: Positive | None = None
     """Training tokens, prompts included."""
 

@@ -176,9 +176,9 @@ def test_plan():
     recipe = TrainingRecipe(epochs=2, batch_sequences=8)
     assert plan_steps(20, 20 * 512, recipe, BudgetRecipe()) == 6
     assert plan_steps(20, 20 * 512, recipe, BudgetRecipe(tokens=8 * 512 * 2)) == 2
-    assert plan_steps(20, 20 * 512, recipe, BudgetRecipe(minutes=1), 20.0) == 3
+    assert plan_steps(20, 20 * 512, recipe, BudgetRecipe(minutes=1), lambda steps: 20.0 * steps) == 3
     with pytest.raises(UserError, match="does not reach for one step"):
-        plan_steps(20, 20 * 512, recipe, BudgetRecipe(minutes=0.1), 20.0)
+        plan_steps(20, 20 * 512, recipe, BudgetRecipe(minutes=0.1), lambda steps: 20.0 * steps)
 
 
 SCRIPT = """

@@ -1,29 +1,27 @@
-"""How long a training run will be, and what its products cost.
+"""How long a training run will be, what goes through the model in it, and what its products cost.
 
-Knows: steps from epochs and budgets (measured once and kept, so that a resumed run has the same number), and floating-point
-operations from the anatomy. Does not know: how a step is run.
+Knows: steps from epochs and budgets, when a run evaluates and saves, which sequences meet a frozen beginning that is known, and
+floating-point operations from the anatomy. All of it is arithmetic, ahead of the run. Does not know: how a step is run, or how long
+it takes.
 """
 
 from __future__ import annotations
 
-import json
+import bisect
 import math
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
-from torch import Tensor, nn
 
 from selectune.errors import UserError
 from selectune.meter import Cost
-from selectune.models.attention import attend_by_record, record_spans
 from selectune.models.head import SplitModel
-from selectune.objectives.objective import Objective
-from selectune.recipe import BudgetRecipe, Recipe, TrainingRecipe
-from selectune.run import write_atomically
-from selectune.training.allocator import keep_freed_memory
+from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.training.prefix import MEMORY_SHARE, frozen_blocks
 
 if TYPE_CHECKING:
     from selectune.models import Anatomy
@@ -31,36 +29,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What training will do."""
+    """What training will do; written once, so that a resumed run does the same."""
 
     steps: int
-    seconds_per_step: float | None
-    """Measured only for a budget in minutes."""
+    micro_batch_sequences: int
+    """Packed sequences in one forward pass."""
+    seconds: float | None = None
+    """Predicted for the training alone; only for a budget in minutes."""
 
 
-def plan(
-    model: nn.Module, rows: list[dict[str, Tensor]], recipe: Recipe, objective: Objective, bfloat16: bool, file: Path
-) -> Plan:
-    """Return the plan, from ``file`` when it was made before."""
-    if file.exists():
-        return Plan(**json.loads(file.read_text(encoding="utf-8")))
-    seconds = None
-    if recipe.budget.minutes:
-        seconds = measure_seconds_per_step(model, rows, recipe.training, objective, bfloat16)
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    made = Plan(plan_steps(len(rows), tokens, recipe.training, recipe.budget, seconds), seconds)
-    write_atomically(file, json.dumps(asdict(made)))
-    return made
+@dataclass(frozen=True)
+class Passes:
+    """How often sequences go through the model in a whole run."""
+
+    trained: int
+    """Sequences forward and backward, all epochs together."""
+    trained_known: int
+    """Of these, sequences whose way through the frozen first blocks was known."""
+    evaluated: int
+    evaluated_known: int
+    checkpoints: int
+
+    def cost(self, length: int) -> tuple[Cost, int]:
+        """Return what the meter will have counted, and the tokens that skipped the frozen blocks, for sequences of some tokens."""
+        cost = Cost(stage="train", forward_tokens=(self.trained + self.evaluated) * length, backward_tokens=self.trained * length)
+        return cost, (self.trained_known + self.evaluated_known) * length
 
 
 def plan_steps(
-    sequences: int, tokens: int, recipe: TrainingRecipe, budget: BudgetRecipe, seconds_per_step: float | None = None
+    sequences: int, tokens: int, recipe: TrainingRecipe, budget: BudgetRecipe, seconds: Callable[[int], float] | None = None
 ) -> int:
     """Return the number of optimiser steps: the smallest that epochs, ``max_steps`` and the budget allow.
 
     Args:
         sequences: packed sequences in one epoch. tokens: tokens in them.
-        seconds_per_step: measured; used only with a budget in minutes.
+        seconds: predicted seconds of a run of so many steps; used only with a budget in minutes.
 
     Raises:
         UserError: the budget does not reach for one step.
@@ -70,33 +73,87 @@ def plan_steps(
         limits.append(recipe.max_steps)
     if budget.tokens:
         limits.append(int(budget.tokens / (tokens / sequences * recipe.batch_sequences)))
-    if budget.minutes and seconds_per_step:
-        limits.append(int(budget.minutes * 60 / seconds_per_step))
+    if budget.minutes and seconds and min(limits) > 0:
+        limits.append(bisect.bisect_right(range(1, min(limits) + 1), budget.minutes * 60, key=seconds))
     if min(limits) < 1:
         raise UserError("the budget does not reach for one step", field="budget",
                         mend="raise it, or lower training.batch_sequences or data.max_length")  # fmt: skip
     return min(limits)
 
 
-def measure_seconds_per_step(
-    model: nn.Module, rows: list[dict[str, Tensor]], recipe: TrainingRecipe, objective: Objective, bfloat16: bool
-) -> float:
-    """Time three forward and backward passes and scale the fastest to a whole step; the model is left as it was."""
-    keep_freed_memory()
-    split, times = SplitModel(model), []
-    micro = rows[: recipe.micro_batch_sequences]
-    batch = {key: torch.stack([row[key] for row in micro]) for key in micro[0]}
-    with attend_by_record(split.causal, rows) as by_record:
-        for _ in range(3):
-            begin = time.perf_counter()
-            records = {"records": record_spans(batch["position_ids"], batch["labels"])} if by_record else {}
-            with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
-                hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **records)
-                loss = objective.total(split.logits, hidden, batch["labels"])
-            loss.backward()  # type: ignore[no-untyped-call]
-            model.zero_grad(set_to_none=True)
-            times.append(time.perf_counter() - begin)
-    return min(times) * math.ceil(recipe.batch_sequences / len(micro))
+def intervals(recipe: TrainingRecipe, steps: int, dev_sequences: int) -> tuple[int | None, int]:
+    """Return after how many steps a run evaluates (None: never) and saves."""
+    evaluate = max(1, steps // recipe.evaluations) if recipe.evaluations and dev_sequences else None
+    return evaluate, evaluate or recipe.save_steps or max(1, steps // 4)
+
+
+def remembers(model: Any, recipe: TrainingRecipe) -> bool:
+    """Whether training computes a frozen beginning of the model once for each sequence."""
+    return recipe.prefix_cache and not recipe.gradient_checkpointing and frozen_blocks(SplitModel(model).causal)[1] > 0
+
+
+def rows_remembered(model: Any, rows: int, length: int, file_limit: int = 16 << 30) -> tuple[int, int]:
+    """Return how many of ``rows`` sequences a frozen beginning is kept of, and the bytes of memory that this takes."""
+    embedding = model.get_input_embeddings().weight
+    each = length * embedding.shape[-1] * embedding.dtype.itemsize
+    if each * rows <= psutil.virtual_memory().available * MEMORY_SHARE:
+        return rows, each * rows
+    return min(rows, max(file_limit // each, 1)), 0  # in a file
+
+
+def passes_of_steps(
+    sequences: int, recipe: TrainingRecipe, micro: int, known: set[int], seed: int, room: int
+) -> Iterator[tuple[int, int]]:
+    """Yield for each optimiser step the sequences in it, and those of them whose frozen beginning is known by then.
+
+    Follows the order in which the trainer shuffles each epoch. A pass of fewer than ``micro`` sequences neither remembers nor is
+    remembered.
+
+    Args:
+        micro: sequences in a pass. known: numbers of the sequences that are known; grows. room: sequences that can be.
+    """
+    accumulation = math.ceil(recipe.batch_sequences / micro)
+    epoch = 0
+    while True:
+        order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        passes = [order[start : start + micro] for start in range(0, sequences, micro)]
+        for start in range(0, len(passes), accumulation):
+            step = passes[start : start + accumulation]
+            yield sum(map(len, step)), sum(_meets(rows, micro, known, room) for rows in step)
+        epoch += 1
+
+
+def _meets(rows: list[int], micro: int, known: set[int], room: int) -> int:
+    """Return the sequences of a pass that skip the frozen beginning, and remember them if none does."""
+    if len(rows) < micro:
+        return 0
+    if known.issuperset(rows):
+        return len(rows)
+    known.update(row for row in rows if row < room)
+    return 0
+
+
+def passes(sequences: int, dev_sequences: int, recipe: TrainingRecipe, micro: int, steps: int, seed: int, room: int) -> Passes:
+    """Return what goes through the model in a run of so many steps.
+
+    Args:
+        sequences, dev_sequences: packed. micro: sequences in a forward pass. room: sequences whose frozen beginning can be kept;
+            0 where there is none.
+    """
+    evaluate, save = intervals(recipe, steps, dev_sequences)
+    known: set[int] = set()
+    trained = skipped = evaluated = evaluated_skipped = checkpoints = 0
+    for step, (count, known_count) in enumerate(
+        islice(passes_of_steps(sequences, recipe, micro, known, seed, room), steps), start=1
+    ):
+        trained, skipped = trained + count, skipped + known_count
+        if evaluate and (step % evaluate == 0 or step == steps):
+            evaluated += dev_sequences
+            for start in range(sequences, sequences + dev_sequences, micro):
+                rows = list(range(start, min(start + micro, sequences + dev_sequences)))
+                evaluated_skipped += _meets(rows, micro, known, room)
+        checkpoints += step % save == 0 or step == steps or bool(recipe.save_steps and step % recipe.save_steps == 0)
+    return Passes(trained, skipped, evaluated, evaluated_skipped, checkpoints)
 
 
 def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> float:
@@ -105,6 +162,9 @@ def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> 
     Per token: 2 for each block weight forward; 2 more for each weight at or above the lowest trained block, for the gradient of its
     input; and 2 for each trained weight. The head and attention's own products are left out, and the blocks below the lowest
     trained one for tokens that skipped them.
+
+    Args:
+        cost: with the tokens that went through the model, or, ahead of the run, those of :meth:`Passes.cost`.
     """
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     counts = [sum(_size(anatomy, name) for name in block.parameters) for block in anatomy.blocks]

@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
+from selectune.training.plan import intervals
 from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
 
@@ -171,6 +173,7 @@ def train(
     meter: Meter,
     run_name: str = "selectune",
     quiet: bool = False,
+    watching: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
     """Train in place, resuming from the newest complete checkpoint in ``folder``.
 
@@ -178,7 +181,8 @@ def train(
         model: a model whose trainable parameters require gradients and are fp32.
         train_data, dev_data: packed sequences: ``input_ids``, ``labels`` and ``position_ids``, each ``(length,)`` int64.
         steps: optimiser steps, see :func:`plan_steps`.
-        folder: for checkpoints. metrics: the ``metrics.jsonl``.
+        recipe: with a number of ``micro_batch_sequences``; whoever plans a run decides ``auto``.
+        folder: for checkpoints. metrics: the ``metrics.jsonl``. watching: callbacks beside those of the trainer.
 
     Raises:
         UserError: the loss is not finite, memory or disk is too small.
@@ -187,9 +191,10 @@ def train(
     keep_freed_memory()
     _check_room(model, folder)
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
-    accumulation = math.ceil(recipe.batch_sequences / recipe.micro_batch_sequences)
-    evaluate_every = max(1, steps // recipe.evaluations) if recipe.evaluations and dev_data else None
-    save_every = evaluate_every or recipe.save_steps or max(1, steps // 4)
+    micro = recipe.micro_batch_sequences
+    assert micro != "auto"
+    accumulation = math.ceil(recipe.batch_sequences / micro)
+    evaluate_every, save_every = intervals(recipe, steps, len(dev_data))
     keep_best = bool(recipe.keep_best and evaluate_every)
     schedule, schedule_options = _SCHEDULES.get(recipe.schedule, recipe.schedule), {}
     if recipe.schedule == "warmup_stable_decay":
@@ -201,8 +206,8 @@ def train(
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
         max_steps=steps,
-        per_device_train_batch_size=recipe.micro_batch_sequences,
-        per_device_eval_batch_size=recipe.micro_batch_sequences,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         optim=_OPTIMISERS[recipe.optimiser],
         learning_rate=learning_rate,
@@ -232,7 +237,7 @@ def train(
     numbered = [{**row, "row": torch.tensor(number)} for number, row in enumerate([*train_data, *dev_data])]
     step_tokens = sum(len(row["input_ids"]) for row in train_data) / len(train_data) * recipe.batch_sequences
     bar = ProgressAndMetrics(metrics, step_tokens, quiet)
-    callbacks: list[TrainerCallback] = [bar]
+    callbacks: list[TrainerCallback] = [bar, *watching]
     if recipe.early_stop and keep_best:
         callbacks.append(EarlyStoppingCallback(recipe.early_stop))
     if recipe.save_minutes or recipe.save_steps:

@@ -1,0 +1,261 @@
+"""How much memory training takes, told before it starts.
+
+Knows: what training holds at once (weights, gradients, optimiser states, activations, logits, the frozen beginning), what the machine has,
+and which key of the recipe to change when it does not fit. Everything is counted and nothing is timed: the same model, records and
+recipe give the same bytes. Does not know: time, and what a step computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from selectune.errors import UserError
+from selectune.models.anatomy import Anatomy
+from selectune.models.attention import attend_by_record, record_spans
+from selectune.models.head import SplitModel
+from selectune.objectives.objective import CHUNK
+from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.training.plan import remembers, rows_remembered
+
+GIB = 1 << 30
+PROCESS = 850 << 20
+"""The interpreter and the libraries, with what they keep between steps."""
+STATES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.1, "lion": 4.0, "lion_8bit": 1.0, "sgd": 0.0}
+"""Bytes that an optimiser keeps for each trained weight."""
+LORA_RANK = 16
+AUTO_TOKENS = 2048
+"""Tokens in a forward pass beyond which a larger one gains nothing on a CPU."""
+AUTO_SHARE = 0.5
+"""Of the machine's memory, what ``micro_batch_sequences: auto`` may plan with when the budget names no other."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes held at the peak of training, by what they hold."""
+
+    process: int
+    weights: int
+    gradients: int
+    optimiser: int
+    activations: int
+    logits: int
+    prefix: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What training would hold, and how that changes with the recipe. Bytes, but for the counts."""
+
+    trained: int
+    """Weights that train."""
+    adapter: int
+    """Weights that would train as LoRA of rank 16."""
+    weights: int
+    frozen_weights: int
+    """Of the base, if nothing of it trained."""
+    fixed: int
+    """Activations that do not grow with the batch: copies of trained weights in the dtype of the computation."""
+    sequence: int
+    """Activations of one packed sequence."""
+    recomputed: int
+    """The same with gradient checkpointing."""
+    logits: int
+    prefix: int
+    length: int
+    """Tokens in a packed sequence."""
+
+    @classmethod
+    def of(
+        cls, model: Any, rows: list[dict[str, Tensor]], dev: int, recipe: TrainingRecipe, bfloat16: bool, reference: bool = False
+    ) -> Footprint:
+        """Count it: one forward pass over one packed sequence and one over two, in which saved tensors are noted.
+
+        Args:
+            model: ready to train. rows: packed training sequences. dev: development sequences. reference: the objective keeps a
+                copy of the base.
+        """
+        split = SplitModel(model)
+        anatomy = Anatomy.of(split.causal)
+        own = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in model.parameters()}
+        trained = [value for value in model.parameters() if value.requires_grad]
+        frozen = anatomy.total_parameters * (2 if bfloat16 else 4)
+        longest = sorted(rows, key=lambda row: -int(row["position_ids"].max()))[:2]
+        one, two = (_saved(split, rows, (longest * 2)[:count], set(own), bfloat16) for count in (1, 2))
+        length, config = len(rows[0]["input_ids"]), split.causal.config.get_text_config()
+        targets = max(int((row["labels"] != -100).sum()) for row in rows)
+        state = length * config.hidden_size * 4
+        blocks = len(anatomy.blocks)
+        linears = [split.causal.get_submodule(name).weight.shape for block in anatomy.blocks for name in block.linears]
+        kept = rows_remembered(model, len(rows) + dev, length)[1] if remembers(model, recipe) else 0
+        return cls(
+            trained=sum(value.numel() for value in trained),
+            adapter=sum(LORA_RANK * (shape[0] + shape[-1]) for shape in linears),
+            weights=sum(own.values()) + (frozen if reference and not hasattr(model, "disable_adapter") else 0),
+            frozen_weights=frozen,
+            fixed=max(2 * one - two, 0),
+            sequence=two - one,
+            recomputed=blocks * state + (two - one) // blocks,
+            logits=3 * 4 * min(CHUNK, max(targets, 1)) * config.vocab_size,
+            prefix=kept,
+            length=length,
+        )
+
+    def at(
+        self, recipe: TrainingRecipe, micro: int, *, optimiser: str | None = None, checkpointing: bool | None = None,
+        length: int | None = None, adapter: bool = False,
+    ) -> Memory:  # fmt: skip
+        """Return what training holds with a recipe, or with one in which some keys are changed.
+
+        Args:
+            micro: packed sequences in a forward pass. length: ``data.max_length``. adapter: LoRA instead of the form at hand.
+        """
+        recomputed = recipe.gradient_checkpointing if checkpointing is None else checkpointing
+        trained = self.adapter if adapter else self.trained
+        share = (length or self.length) / self.length
+        each = self.recomputed if recomputed else self.sequence
+        return Memory(
+            process=PROCESS,
+            weights=self.frozen_weights + 4 * trained if adapter else self.weights,
+            gradients=4 * trained,
+            optimiser=round(STATES[optimiser or recipe.optimiser] * trained),
+            activations=(0 if adapter else self.fixed) + round(micro * each * share),
+            logits=self.logits,
+            prefix=0 if recomputed or adapter else self.prefix,
+        )
+
+    def smaller(self, recipe: TrainingRecipe, micro: int) -> Iterator[tuple[str, Memory]]:
+        """Yield what could be changed, the least painful first, with what training would then hold."""
+        for fewer in sorted((n for n in divisors(recipe.batch_sequences) if n < micro), reverse=True):
+            yield f"training.micro_batch_sequences: {fewer}", self.at(recipe, fewer)
+        if not recipe.gradient_checkpointing:
+            yield "training.gradient_checkpointing: true", self.at(recipe, micro, checkpointing=True)
+        if recipe.optimiser == "adamw":
+            yield "training.optimiser: adamw_8bit", self.at(recipe, micro, optimiser="adamw_8bit")
+        length = self.length // 2
+        while length >= 64:
+            yield f"data.max_length: {length}", self.at(recipe, micro, length=length)
+            length //= 2
+        if self.adapter < self.trained:
+            yield "form: lora", self.at(recipe, micro, adapter=True)
+        both = "training.gradient_checkpointing: true and training.micro_batch_sequences: 1"
+        yield both, self.at(recipe, 1, checkpointing=True)
+        if self.adapter < self.trained:
+            yield f"form: lora, {both}", self.at(recipe, 1, checkpointing=True, adapter=True)
+
+
+def divisors(batch: int) -> list[int]:
+    """Return the powers of two that divide a batch."""
+    return [1 << power for power in range(batch.bit_length()) if batch % (1 << power) == 0]
+
+
+def micro_batch(footprint: Footprint, recipe: TrainingRecipe, budget: BudgetRecipe) -> int:
+    """Return the packed sequences of one forward pass; for ``auto``, the same on every run of a recipe on a machine.
+
+    The largest power of two that divides the batch, has at most ``AUTO_TOKENS`` tokens (any number on an accelerator) and fits the
+    memory of the budget or half of the machine's.
+    """
+    if recipe.micro_batch_sequences != "auto":
+        return recipe.micro_batch_sequences
+    limit = budget.memory_gib * GIB if budget.memory_gib else AUTO_SHARE * _total()
+    tokens = AUTO_TOKENS if not torch.cuda.is_available() else float("inf")
+    fits = [
+        count
+        for count in divisors(recipe.batch_sequences)
+        if count * footprint.length <= tokens and footprint.at(recipe, count).total <= limit
+    ]
+    return max(fits, default=1)
+
+
+def memory_limit(budget: BudgetRecipe) -> int:
+    """Return the bytes that training may hold: the budget's, or what the machine has for this process."""
+    if budget.memory_gib:
+        return round(budget.memory_gib * GIB)
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+
+
+def memory_problem(
+    footprint: Footprint, recipe: TrainingRecipe, budget: BudgetRecipe, micro: int, needed: int = 0
+) -> UserError | None:
+    """Return the refusal of a run that needs more memory than it may have, with what would fit.
+
+    Args:
+        needed: measured bytes, where they were measured; the count is scaled to them.
+    """
+    limit, counted = memory_limit(budget), footprint.at(recipe, micro).total
+    scale = needed / counted if needed else 1.0
+    if counted * scale <= limit:
+        return None
+    fits = next((change for change in footprint.smaller(recipe, micro) if change[1].total * scale <= limit), None)
+    mend = (
+        f"set {fits[0]} (about {fits[1].total * scale / GIB:.1f} GiB)"
+        if fits
+        else "take a smaller base; no setting of this one fits"
+    )
+    whose = "the budget is" if budget.memory_gib else "this machine has"
+    return UserError(
+        f"training needs about {counted * scale / GIB:.1f} GiB of memory and {whose} {limit / GIB:.1f} GiB",
+        field="budget.memory_gib",
+        expected="a limit above that" if budget.memory_gib else None,
+        mend=mend,
+    )
+
+
+def without_prefix(memory: Memory) -> Memory:
+    """Return the same without the kept hidden states."""
+    return replace(memory, prefix=0)
+
+
+def _total() -> int:
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else psutil.virtual_memory().total
+
+
+def _saved(
+    split: SplitModel, rows: list[dict[str, Tensor]], batch_rows: list[dict[str, Tensor]], own: set[int], bfloat16: bool
+) -> int:
+    """Return the bytes that a forward pass through the decoder keeps for the backward pass, weights not counted."""
+    device = next(split.causal.parameters()).device
+    batch = {key: torch.stack([row[key] for row in batch_rows]).to(device) for key in ("input_ids", "position_ids", "labels")}
+    storages: dict[int, int] = {}
+
+    def note(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with _training(split.causal), attend_by_record(split.causal, rows) as by_record:
+        records = {"records": record_spans(batch["position_ids"], batch["labels"])} if by_record else {}
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda value: value),
+        ):
+            hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **records)
+    del hidden
+    return sum(storages.values())
+
+
+class _training:
+    """Within, a module is in training mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._was = module, module.training
+
+    def __enter__(self) -> None:
+        self._module.train()
+
+    def __exit__(self, *error: object) -> None:
+        self._module.train(self._was)
