@@ -29,7 +29,7 @@ class LossOfModel(nn.Module):
 
     def __init__(self, model: Any, objective: Objective, bfloat16: bool) -> None:
         super().__init__()
-        self.model, self.objective, self.bfloat16 = model, objective, bfloat16
+        self.model, self.objective, self._in_bfloat16 = model, objective, bfloat16
         self.split = SplitModel(model)
         self.prefix: PrefixCache | None = None
         self.by_record = False
@@ -82,7 +82,7 @@ class LossOfModel(nn.Module):
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
         if self.by_record:
             inputs["records"] = record_spans(position_ids, labels)
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             reference = self._ask_reference(inputs) if self.objective.needs_reference else None
             with self.prefix.batch(row) if self.prefix is not None and row is not None else nullcontext():
                 hidden = self.split.hidden(**inputs)

@@ -51,7 +51,8 @@ def train_entries(model: nn.Module, selection: Selection) -> dict[str, nn.Parame
             module.register_parameter(f"{ENTRIES}{key}", made[name])
             _become_partial(module, key, _Trained(weight, part, made[name]))
             if part.form == "rows" and weight.dim() > 2 and hasattr(module, "config"):
-                module.config._experts_implementation = "eager"  # the one that reads its experts one by one
+                config: Any = module.config
+                config._experts_implementation = "eager"  # the one that reads its experts one by one
     return made
 
 
