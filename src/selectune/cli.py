@@ -1,7 +1,7 @@
 """The command line.
 
 Knows: commands, options and exit statuses: 0 done, 2 a mistake in the input (one line), 3 something was lost and retention was
-required, 130 interrupted with a checkpoint. Does not know: how anything is done; each command calls one function.
+required, 4 a plan exceeds a budget, 130 interrupted with a checkpoint. Does not know: how anything is done; each command calls one function.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from selectune import __version__
-from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, UserError
+from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_OVER_BUDGET, UserError
 
 app = typer.Typer(
     help="Turn a small language model into your domain's specialist: change only what matters, and prove that nothing else "
@@ -30,30 +30,51 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/exam
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
+Train = Annotated[str | None, typer.Argument(help="Training data: a file, folder, glob or hub id.", show_default=False)]
+RecipeFile = Annotated[Path | None, typer.Option(help="A recipe file; options below override it.")]
+Base = Annotated[str | None, typer.Option(help="Base: built-in name, folder, .gguf file or hub id.")]
+Test = Annotated[str | None, typer.Option(help="Target test set; left out: a tenth of the training data is held out.")]
+Form = Annotated[str | None, typer.Option(help="full, lora or qlora; with settings: lora:rank=8,alpha=16")]
+Parameters = Annotated[str | None, typer.Option(help="Which weights: all, fisher_blocks:k=8, last_blocks:k=8, ...")]
+Benchmarks = Annotated[str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")]
+DataRoot = Annotated[str | None, typer.Option(help="Folder with local copies of the benchmarks.")]
+Items = Annotated[int | None, typer.Option(help="Items of each benchmark.")]
+Column = Annotated[list[str] | None, typer.Option(help="A column's role: question=COLUMN. May be repeated.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Minutes = Annotated[float | None, typer.Option(help="Training budget in minutes.")]
+Tokens = Annotated[int | None, typer.Option(help="Training budget in tokens.")]
+MemoryGib = Annotated[float | None, typer.Option(help="Largest memory of training, in GiB.")]
+Limit = Annotated[int | None, typer.Option(help="Use at most this many training records.")]
+Output = Annotated[str | None, typer.Option(help="Folder that holds the runs.")]
+Name = Annotated[str | None, typer.Option(help="Name of the run.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Let a hub model run code of its own.")]
+
+
 @app.command()
 def specialize(
-    train: Annotated[
-        str | None, typer.Argument(help="Training data: a file, folder, glob or hub id.", show_default=False)
-    ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe file; options below override it.")] = None,
-    base: Annotated[str | None, typer.Option(help="Base: built-in name, folder, .gguf file or hub id.")] = None,
-    test: Annotated[str | None, typer.Option(help="Target test set; left out: a tenth of the training data is held out.")] = None,
-    form: Annotated[str | None, typer.Option(help="full, lora or qlora; with settings: lora:rank=8,alpha=16")] = None,
-    parameters: Annotated[str | None, typer.Option(help="Which weights: all, fisher_blocks:k=8, last_blocks:k=8, ...")] = None,
-    benchmarks: Annotated[str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")] = None,
-    data_root: Annotated[str | None, typer.Option(help="Folder with local copies of the benchmarks.")] = None,
-    items: Annotated[int | None, typer.Option(help="Items of each benchmark.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="A column's role: question=COLUMN. May be repeated.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training budget in minutes.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Training budget in tokens.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use at most this many training records.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder that holds the runs.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    train: Train = None,
+    recipe: RecipeFile = None,
+    base: Base = None,
+    test: Test = None,
+    form: Form = None,
+    parameters: Parameters = None,
+    benchmarks: Benchmarks = None,
+    data_root: DataRoot = None,
+    items: Items = None,
+    column: Column = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    minutes: Minutes = None,
+    tokens: Tokens = None,
+    memory_gib: MemoryGib = None,
+    limit: Limit = None,
+    output: Output = None,
+    name: Name = None,
+    seed: Seed = None,
     require_retention: Annotated[bool, typer.Option(help="Exit with status 3 when something was lost.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Let a hub model run code of its own.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a specialist and measure, before and after, what it gained and whether anything was lost.
@@ -63,24 +84,81 @@ def specialize(
     from selectune import pipeline
     from selectune.reporting.terminal import show_verdict
 
-    sections: dict[str, dict[str, Any]] = {
-        "data": {"test": test, "columns": _pairs(column), "limit": limit},
-        "training": {"epochs": epochs, "learning_rate": learning_rate},
-        "budget": {"minutes": minutes, "tokens": tokens},
-        "evaluation": {
-            "benchmarks": benchmarks.split(",") if benchmarks else None, "data_root": data_root, "items": items,
-            "require_retention": require_retention or None,
-        },
-    }  # fmt: skip
-    top = {"base": base, "form": form, "parameters": parameters, "output": output, "name": name, "seed": seed,
-           "trust_remote_code": trust_remote_code or None}  # fmt: skip
-    values: dict[str, Any] = {key: value for key, value in top.items() if value is not None}
-    for section, keys in sections.items():
-        given = {key: value for key, value in keys.items() if value is not None}
-        if given:
-            values[section] = given
-    run = pipeline.specialize(train, recipe=recipe, quiet=quiet, **values)
+    run = pipeline.specialize(train, recipe=recipe, quiet=quiet, **_values(locals()))
     _finish(run, show_verdict)
+
+
+@app.command()
+def plan(
+    train: Train = None,
+    recipe: RecipeFile = None,
+    base: Base = None,
+    test: Test = None,
+    form: Form = None,
+    parameters: Parameters = None,
+    benchmarks: Benchmarks = None,
+    data_root: DataRoot = None,
+    items: Items = None,
+    column: Column = None,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    minutes: Minutes = None,
+    tokens: Tokens = None,
+    memory_gib: MemoryGib = None,
+    limit: Limit = None,
+    output: Output = None,
+    name: Name = None,
+    seed: Seed = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a run would train, and the memory and time that training would take here; nothing is left behind.
+
+    Takes the data and options of `selectune specialize` (or a recipe alone), prepares the data and runs about ten seconds of
+    training. Exits with status 4 when a budget would be exceeded.
+    """
+    from selectune import pipeline
+    from selectune.reporting.terminal import show_plan
+
+    given = _values(locals())
+    if train is not None and recipe is None and Path(train).suffix in (".yaml", ".yml"):
+        train, recipe = None, Path(train)
+    try:
+        predicted = pipeline.plan(train, recipe=recipe, quiet=quiet or as_json, **given)
+    except KeyboardInterrupt:
+        typer.echo("selectune: stopped; nothing is left behind", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if as_json:
+        typer.echo(predicted.model_dump_json(indent=1))
+    else:
+        show_plan(predicted)
+    if predicted.problems:
+        raise typer.Exit(EXIT_OVER_BUDGET)
+
+
+def _values(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe's values that the options of a command give, section by section."""
+    given = {key: value for key, value in options.items() if value is not None}
+    given["columns"] = _pairs(given.pop("column", None))
+    given["benchmarks"] = given["benchmarks"].split(",") if given.get("benchmarks") else None
+    for flag in ("trust_remote_code", "require_retention"):
+        given[flag] = given.get(flag) or None
+    values: dict[str, Any] = {key: given[key] for key in _TOP if given.get(key) is not None}
+    for section, keys in _SECTIONS.items():
+        inside = {key: given[key] for key in keys if given.get(key) is not None}
+        if inside:
+            values[section] = inside
+    return values
+
+
+_TOP = ("base", "form", "parameters", "output", "name", "seed", "trust_remote_code")
+_SECTIONS = {
+    "data": ("test", "columns", "limit"),
+    "training": ("epochs", "learning_rate"),
+    "budget": ("minutes", "tokens", "memory_gib"),
+    "evaluation": ("benchmarks", "data_root", "items", "require_retention"),
+}
 
 
 @app.command()

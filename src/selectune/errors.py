@@ -14,6 +14,7 @@ from pathlib import Path
 
 EXIT_MISTAKE = 2  # the input was wrong
 EXIT_LOST = 3  # ``--require-retention`` and something was lost
+EXIT_OVER_BUDGET = 4  # ``selectune plan``: more memory or time than the budget
 EXIT_INTERRUPTED = 130  # Ctrl-C, with a checkpoint
 
 

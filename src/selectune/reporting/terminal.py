@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.table import Table
 from selectune.errors import UserError
 from selectune.reporting.wording import TONES, number, state_of
 from selectune.run import DataSummary, Run, Sample, Verdict
+
+if TYPE_CHECKING:
+    from selectune.training import Prediction
 
 COLOURS = {"good": "green", "bad": "red", "warn": "yellow"}
 
@@ -29,6 +32,55 @@ def show_data(summary: DataSummary, console: Console | None = None) -> None:
     for warning in summary.warnings:
         console.print(f"  [yellow]note[/]: {escape(warning)}")
     console.print(escape(summary.example[:400]), style="dim")
+
+
+def show_plan(plan: Prediction, console: Console | None = None) -> None:
+    """Show what a run would be and take."""
+    console = console or Console()
+    table = Table(title="Plan of the training", title_justify="left", box=SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    share = plan.trained_parameters / plan.total_parameters
+    method = f"{_said(plan.form)}, {_said(plan.parameters)}"
+    table.add_row("base", escape(plan.base))
+    table.add_row(
+        "trained", f"{plan.trained_parameters:,} parameters, {share:.2%} of {plan.total_parameters:,} ({escape(method)})"
+    )
+    table.add_row("data", f"{plan.tokens:,} tokens ({plan.response_tokens:,} of responses) in {plan.sequences:,} sequences")
+    table.add_row(
+        "steps", f"{plan.steps:,} ({plan.epochs:g} epochs), {_count(plan.micro_batch_sequences, 'sequence')} a forward pass"
+    )
+    table.add_row("operations", f"{_scientific(plan.flops)} on {plan.training_tokens:,} tokens")
+    how = "measured on a few steps" if plan.memory_measured else "counted, not measured"
+    table.add_row("memory", f"{plan.memory_bytes / 2**30:.1f} GiB of {plan.memory_limit_bytes / 2**30:.1f} ({how})")
+    if plan.seconds is not None:
+        speed = f" ({plan.tokens_per_second:,.0f} tokens/s)" if plan.tokens_per_second else ""
+        table.add_row("training", f"{_duration(plan.seconds)}{speed}")
+    table.add_row("choosing", f"{_duration(plan.seconds_of_choosing)}, before training")
+    table.add_row("not included", "measuring base and specialist")
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"[yellow]note[/]: {escape(note)}")
+    for problem in plan.problems:
+        console.print(f"[red]over budget[/]: {escape(problem)}")
+
+
+def _said(method: dict[str, Any]) -> str:
+    """Return a method as the command line writes it, its size alone."""
+    sizes = ",".join(f"{key}={method[key]}" for key in ("k", "rank") if key in method)
+    return f"{method['method']}{':' if sizes else ''}{sizes}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _scientific(value: float) -> str:
+    return f"{value:.2e}".replace("e+", "e")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def show_verdict(run: Run, console: Console | None = None) -> None:
