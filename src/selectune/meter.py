@@ -30,6 +30,16 @@ class Cost(BaseModel):
     """Largest resident memory of the process (or of the accelerator, where one is used) during the stage."""
     bytes_written: int = 0
 
+    def plus(self, other: Cost) -> Cost:
+        """Return the cost of both, one beside the other: memory adds up, time does not."""
+        return self.model_copy(update={
+            "forward_tokens": self.forward_tokens + other.forward_tokens,
+            "backward_tokens": self.backward_tokens + other.backward_tokens,
+            "flops": self.flops + other.flops,
+            "peak_memory_bytes": self.peak_memory_bytes + other.peak_memory_bytes,
+            "bytes_written": self.bytes_written + other.bytes_written,
+        })  # fmt: skip
+
 
 class Meter:
     """Measures one stage: ``with Meter("choose") as meter: ...; meter.cost``.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from selectune import __version__, catalogue
 from selectune import recipe as recipes
 from selectune.errors import UserError
-from selectune.meter import Meter
+from selectune.meter import Cost, Meter
 from selectune.recipe import Recipe
 from selectune.run import (
     BlockScore,
@@ -63,8 +63,14 @@ def specialize(
     Raises:
         UserError: a mistake in the input. Interrupted: Ctrl-C during training; go on with :func:`resume`.
     """
+    from selectune.training import processes
+
     resolved = _resolve(train, recipe, values)
-    return execute(Run.create(folder or free_folder(resolved), resolved), quiet)
+    place = processes.agree(str(folder or free_folder(resolved)))
+    if processes.first():
+        Run.create(place, resolved)
+    processes.wait()
+    return execute(Run.open(place), quiet)
 
 
 def plan(
@@ -118,7 +124,9 @@ def resume(folder: str | Path, quiet: bool = False) -> Run:
 
 def execute(run: Run, quiet: bool = False) -> Run:
     """Run every stage that is not finished."""
-    chain = _Chain(run, run.recipe, quiet)
+    from selectune.training import processes
+
+    chain = _Chain(run, run.recipe, quiet or not processes.first())
     chain.prepare()
     chain.measure_base()
     chain.choose()
@@ -127,6 +135,17 @@ def execute(run: Run, quiet: bool = False) -> Run:
     chain.judge()
     chain.report()
     return run
+
+
+def train_together(run: Run, quiet: bool = False) -> None:
+    """Be one of several processes that :mod:`selectune.training.processes` started to train a run."""
+    from selectune.training import processes
+
+    chain = _Chain(run, run.recipe, quiet or not processes.first())
+    with Meter("train") as meter:
+        chain.train_here(meter)
+    if processes.first():
+        run.write(_TOGETHER, meter.cost)
 
 
 def merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -215,10 +234,19 @@ class _Chain:
         return records_from_file(self.run.path("data", f"{split}.jsonl"))
 
     def stage(self, name: str, inputs: dict[str, Any], work: Any) -> bool:
-        """Run a stage unless it is finished; its inputs include those of the stages that it builds on."""
-        from selectune.run import Stage
+        """Run a stage unless it is finished; its inputs include those of the stages that it builds on.
 
-        ran = self.run.stage(name, {"inputs": inputs, "before": list(self._prints)}, work)
+        Of several processes the first runs it and the others wait; all of them train.
+        """
+        from selectune.run import Stage
+        from selectune.training import processes
+
+        given, ran = {"inputs": inputs, "before": list(self._prints)}, False
+        if processes.first():
+            ran = self.run.stage(name, given, work)
+        elif name == "train" and not self.run.ended(name, given):
+            work(Meter(name))
+        processes.wait()
         self._prints.append(self.run.read(f"stages/{name}.json", Stage).fingerprint)
         return ran
 
@@ -359,44 +387,59 @@ class _Chain:
 
     def train(self) -> None:
         def work(meter: Meter) -> None:
-            from selectune import training
+            from selectune.training import processes
 
-            made = self.trainable()
-            plan = training.plan(made.model, made.train, made.dev, recipe=self.recipe, objective=self.objective,
-                                 bfloat16=self.bfloat16, folder=self.run.folder)  # fmt: skip
-            settings = self.recipe.training.model_copy(update={"micro_batch_sequences": plan.micro_batch_sequences})
-            result = training.train(
-                made.model,
-                made.train,
-                made.dev,
-                recipe=settings,
-                steps=plan.steps,
-                learning_rate=settings.learning_rate or self.form.learning_rate_default,
-                objective=self.objective,
-                bfloat16=self.bfloat16,
-                folder=self.run.path("checkpoints"),
-                metrics=self.run.path("metrics.jsonl"),
-                seed=self.recipe.seed,
-                meter=meter,
-                run_name=self.run.name,
-                quiet=self.quiet,
-            )
-            with folder_atomically(self.run.path("specialist")) as folder:
-                self.form.save(made.model, made.base, made.selection, folder)
-            meter.count(
-                written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()),
-                flops=training.flops(made.base.anatomy, made.model, meter.cost, result.skipped_tokens),
-            )
-            self.run.write(
-                "training.json",
-                {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss},
-            )
+            several = self.recipe.training.processes
+            if several == 1 or processes.count() > 1:
+                return self.train_here(meter)
+            self._plan(self.trainable())  # by one process, and then known to all
+            processes.start(self.run, several, self.quiet)
+            meter.cost = meter.cost.plus(self.run.read(_TOGETHER, Cost))
+            self.run.path(_TOGETHER).unlink()
 
         inputs = {
             "training": self.recipe.training.model_dump(exclude={"report_to"}),
             "budget": self.recipe.budget.model_dump(exclude={"memory_gib"}),  # refuses a run, changes none
         }
         self.stage("train", inputs | {"objective": self.objective.describe(), "seed": self.recipe.seed}, work)
+
+    def train_here(self, meter: Meter) -> None:
+        """Train in this process (one of several, perhaps) and write what came of it."""
+        from selectune import training
+        from selectune.training import processes
+
+        made = self.trainable()
+        plan = processes.agree(self._plan(made) if processes.first() else None)
+        settings = self.recipe.training.model_copy(update={"micro_batch_sequences": plan.micro_batch_sequences})
+        result = training.train(
+            made.model,
+            made.train,
+            made.dev,
+            recipe=settings,
+            steps=plan.steps,
+            learning_rate=settings.learning_rate or self.form.learning_rate_default,
+            objective=self.objective,
+            bfloat16=self.bfloat16,
+            folder=self.run.path("checkpoints"),
+            metrics=self.run.path("metrics.jsonl"),
+            seed=self.recipe.seed,
+            meter=meter,
+            run_name=self.run.name,
+            quiet=self.quiet,
+        )
+        meter.count(flops=training.flops(made.base.anatomy, made.model, meter.cost, result.skipped_tokens))
+        if not processes.first():
+            return
+        with folder_atomically(self.run.path("specialist")) as folder:
+            self.form.save(made.model, made.base, made.selection, folder)
+        meter.count(written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()))
+        self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss})
+
+    def _plan(self, made: _Trainable) -> Any:
+        from selectune import training
+
+        return training.plan(made.model, made.train, made.dev, recipe=self.recipe, objective=self.objective,
+                             bfloat16=self.bfloat16, folder=self.run.folder)  # fmt: skip
 
     def predict(self) -> Prediction:
         """Prepare the data, choose by a few examples, run a few steps of training, and say what the whole will take."""
@@ -485,6 +528,10 @@ class _Chain:
 
     def _note_tokens(self, rows: list[dict[str, Any]], records: int) -> None:
         """Add the token counts to the account of the data."""
+        from selectune.training import processes
+
+        if not processes.first():
+            return
         summary = self.run.read("data.json", DataSummary)
         slots = sum(len(row["input_ids"]) for row in rows)
         response = sum(int((row["labels"] != -100).sum()) for row in rows)
@@ -494,6 +541,7 @@ class _Chain:
 
 _REHEARSED = (1, 4)
 """Examples on which a prediction chooses: twice, so that what an example takes is told from what the choice takes anyway."""
+_TOGETHER = "training_cost.json"  # what several processes cost, for the one that started them
 MEASUREMENTS = 2
 """Raise it when what is measured changes: kept measurements of bases are then taken anew."""
 _JUDGING = {"confidence", "tolerance", "require_retention"}

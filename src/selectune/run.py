@@ -312,7 +312,7 @@ class Run:
         """Run ``work`` unless this stage has already ended with the same inputs; return whether it ran."""
         print_of_inputs = fingerprint(inputs)
         marker = f"stages/{name}.json"
-        if self.has(marker) and self.read(marker, Stage).fingerprint == print_of_inputs:
+        if self.ended(name, inputs):
             return False
         so_far = self.path("stages", f"{name}-{print_of_inputs[:8]}.part")
         so_far.parent.mkdir(exist_ok=True)
@@ -321,6 +321,11 @@ class Run:
         self.write(marker, Stage(name=name, fingerprint=print_of_inputs, cost=meter.cost))
         so_far.unlink(missing_ok=True)
         return True
+
+    def ended(self, name: str, inputs: Any) -> bool:
+        """Whether a stage has ended with these inputs."""
+        marker = f"stages/{name}.json"
+        return self.has(marker) and self.read(marker, Stage).fingerprint == fingerprint(inputs)
 
     def finished(self, name: str) -> bool:
         return self.has(f"stages/{name}.json")

@@ -7,8 +7,9 @@ recipe give the same bytes. Does not know: time, and what a step computes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import psutil
@@ -199,23 +200,18 @@ def memory_problem(
     if counted * scale <= limit:
         return None
     fits = next((change for change in footprint.smaller(recipe, micro) if change[1].total * scale <= limit), None)
-    mend = (
-        f"set {fits[0]} (about {fits[1].total * scale / GIB:.1f} GiB)"
+    smaller = (
+        f"set {fits[0]} (about {fits[1].total * scale / GIB:.2f} GiB)"
         if fits
         else "take a smaller base; no setting of this one fits"
     )
+    raised = f", or budget.memory_gib: {math.ceil(counted * scale / GIB * 10) / 10:g}" if budget.memory_gib else ""
     whose = "the budget is" if budget.memory_gib else "this machine has"
     return UserError(
-        f"training needs about {counted * scale / GIB:.1f} GiB of memory and {whose} {limit / GIB:.1f} GiB",
+        f"training needs about {counted * scale / GIB:.2f} GiB of memory and {whose} {limit / GIB:.2f} GiB",
         field="budget.memory_gib",
-        expected="a limit above that" if budget.memory_gib else None,
-        mend=mend,
+        mend=smaller + raised,
     )
-
-
-def without_prefix(memory: Memory) -> Memory:
-    """Return the same without the kept hidden states."""
-    return replace(memory, prefix=0)
 
 
 def _total() -> int:

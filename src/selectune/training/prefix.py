@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,14 +64,18 @@ class PrefixCache:
         folder: for the file, when memory does not suffice; a temporary folder when left out.
         limit_bytes: the most memory; a share of what is free when left out.
         file_limit_bytes: the most disk; sequences beyond it are computed every time.
+        shared: a folder in which several processes on one machine keep the states together.
     """
 
     def __init__(
         self, blocks: list[nn.Module], frozen: int, rows: int, batch: int, folder: Path | None = None,
-        limit_bytes: int | None = None, file_limit_bytes: int = 16 << 30,
+        limit_bytes: int | None = None, file_limit_bytes: int = 16 << 30, shared: Path | None = None,
     ) -> None:  # fmt: skip
         self._blocks, self._frozen, self._rows, self._batch = blocks, frozen, rows, batch
+        self._shared = shared
         self._known = torch.zeros(rows, dtype=torch.bool)
+        if shared is not None:
+            self._known = torch.from_file(str(shared / "known.bin"), shared=True, size=rows, dtype=torch.bool)
         self._limit = int(psutil.virtual_memory().available * MEMORY_SHARE) if limit_bytes is None else limit_bytes
         self._file_limit, self._folder = file_limit_bytes, folder
         self._states: Tensor | None = None
@@ -123,18 +128,24 @@ class PrefixCache:
 
     def _room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         each = math.prod(shape) * dtype.itemsize
+        if self._shared is not None:
+            return self._file(self._shared / "states.bin", min(self._rows, max(self._file_limit // each, 1)), shape, dtype)
         if each * self._rows <= self._limit:
             return torch.empty((self._rows, *shape), dtype=dtype)
         count = min(self._rows, max(self._file_limit // each, 1))
         self._temporary = tempfile.TemporaryDirectory(dir=self._folder, prefix="prefix-")
-        file = Path(self._temporary.name) / "states.bin"
-        kept = torch.from_file(str(file), shared=True, size=count * math.prod(shape), dtype=dtype)
-        return kept.view(count, *shape)
+        return self._file(Path(self._temporary.name) / "states.bin", count, shape, dtype)
+
+    @staticmethod
+    def _file(file: Path, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.from_file(str(file), shared=True, size=count * math.prod(shape), dtype=dtype).view(count, *shape)
 
     def close(self) -> None:
         """Let the memory and the file go."""
         self._states = None
-        self._known.zero_()
+        self._known = torch.zeros(self._rows, dtype=torch.bool)
+        if self._shared is not None:
+            shutil.rmtree(self._shared, ignore_errors=True)
         if self._temporary is not None:
             self._temporary.cleanup()
 

@@ -17,17 +17,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from selectune.training.processes import any_of
+
 
 class ProgressAndMetrics(TrainerCallback):
     """Draws the bar and appends one JSON line per logged step.
 
     Args:
         metrics: the ``metrics.jsonl`` to append to; lines after the step that training starts from are dropped first.
-        sequence_tokens: tokens in one step, padding not counted.
+        sequence_tokens: tokens in one step, padding not counted. speaks: of several processes, one writes and shows.
     """
 
-    def __init__(self, metrics: Path, sequence_tokens: float, quiet: bool = False) -> None:
-        self._metrics, self._step_tokens = metrics, sequence_tokens
+    def __init__(self, metrics: Path, sequence_tokens: float, quiet: bool = False, speaks: bool = True) -> None:
+        self._metrics, self._step_tokens, self._speaks = metrics, sequence_tokens, speaks
+        quiet = quiet or not speaks
         self._process = psutil.Process()
         self._progress = Progress(
             TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
@@ -37,7 +40,8 @@ class ProgressAndMetrics(TrainerCallback):
         self._numbers = {"loss": "", "speed": "", "memory": ""}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        _truncate(self._metrics, state.global_step)
+        if self._speaks:
+            _truncate(self._metrics, state.global_step)
         self._begin, self._first_step = time.perf_counter(), state.global_step
         self._progress.start()
         self._task = self._progress.add_task("training", total=state.max_steps, completed=state.global_step, numbers="")
@@ -54,7 +58,7 @@ class ProgressAndMetrics(TrainerCallback):
     ) -> None:
         given = logs or {}
         kept: dict[str, Any] = {key: given[key] for key in ("loss", "eval_loss", "learning_rate", "grad_norm") if key in given}
-        if not kept:
+        if not kept or not self._speaks:
             return
         if "loss" in kept:
             self._numbers["loss"] = f"loss {kept['loss']:.3f}"
@@ -101,6 +105,7 @@ class EndAtStep(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.asked = any_of(self.asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
 

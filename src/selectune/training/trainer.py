@@ -23,18 +23,23 @@ import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from selectune.errors import UserError
 from selectune.meter import Meter
+from selectune.models import Anatomy
+from selectune.models.head import SplitModel
 from selectune.objectives.objective import Objective
 from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
+from selectune.training import processes
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
 from selectune.training.plan import intervals
 from selectune.training.prefix import PrefixCache, frozen_blocks
+from selectune.training.processes import Interrupted
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
 
 WEIGHTS = "trained.safetensors"
@@ -43,14 +48,6 @@ _OPTIMISERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "ad
 """Ours -> transformers' name."""
 COMPLETE = "complete"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-
-
-class Interrupted(Exception):
-    """Training ended at a step boundary because it was asked to; a checkpoint is there."""
-
-    def __init__(self, step: int, steps: int) -> None:
-        self.step, self.steps = step, steps
-        super().__init__(f"stopped at step {step} of {steps}, with a checkpoint")
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,13 @@ class SelectiveTrainer(Trainer):
         """Compute the frozen beginning of the model once for each sequence, where there is one."""
         blocks, frozen = frozen_blocks(self.model.causal)
         if frozen:
-            self.model.prefix = PrefixCache(blocks, frozen, rows, self.args.per_device_train_batch_size, folder)
+            shared = folder / "prefix" if processes.count() > 1 else None
+            if shared and processes.first():
+                shutil.rmtree(shared, ignore_errors=True)
+                shared.mkdir(parents=True)
+            processes.wait()
+            batch = self.args.per_device_train_batch_size
+            self.model.prefix = PrefixCache(blocks, frozen, rows, batch, folder, shared=shared)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
         total: Tensor = model(**inputs)
@@ -92,6 +95,12 @@ class SelectiveTrainer(Trainer):
             )
         self._meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel())
         return total / count * self.accelerator.num_processes  # whose gradients are averaged
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Every sequence once, each process its share."""
+        rows: Any = self.eval_dataset
+        share = rows[self.args.process_index :: self.args.world_size]
+        return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=_stack)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Measure the development loss: the mean over all its response tokens."""
@@ -107,9 +116,11 @@ class SelectiveTrainer(Trainer):
         return EvalLoopOutput(np.empty(0), None, {"eval_loss": float(found[0] / found[1].clamp(min=1))}, int(found[1]))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(trained_tensors(self.model.model), folder / WEIGHTS)
+        tensors = trained_tensors(self.model.model)
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, folder / WEIGHTS)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -117,7 +128,10 @@ class SelectiveTrainer(Trainer):
             return
         try:
             super()._save_checkpoint(model, trial)
-            write_atomically(folder / COMPLETE, "")
+            processes.wait()
+            if self.args.should_save:
+                write_atomically(folder / COMPLETE, "")
+            processes.wait()
         except OSError as error:
             raise UserError(
                 f"a checkpoint could not be written ({error.strerror})", file=folder,
@@ -133,8 +147,9 @@ class SelectiveTrainer(Trainer):
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter that trains, by name."""
-    return {name: value.detach().contiguous() for name, value in model.named_parameters() if value.requires_grad}
+    """Return every parameter that trains, by name; one that is spread over processes is put together."""
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    return {name: getattr(value, "full_tensor", lambda v=value: v)().contiguous() for name, value in trained.items()}
 
 
 @torch.no_grad()
@@ -152,7 +167,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).exists():
             complete.append(path)
-        else:
+        elif processes.first():
             shutil.rmtree(path)
     return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
 
@@ -193,7 +208,13 @@ def train(
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
     micro = recipe.micro_batch_sequences
     assert micro != "auto"
-    accumulation = math.ceil(recipe.batch_sequences / micro)
+    together = processes.count()
+    if recipe.batch_sequences % together or (together > 1 and recipe.batch_sequences % (micro * together)):
+        raise UserError(
+            f"{recipe.batch_sequences} sequences in a batch cannot be shared by {together} processes of {micro} at a time",
+            field="training.batch_sequences", expected=f"a multiple of {micro * together}",
+        )  # fmt: skip
+    accumulation = math.ceil(recipe.batch_sequences / (micro * together))
     evaluate_every, save_every = intervals(recipe, steps, len(dev_data))
     keep_best = bool(recipe.keep_best and evaluate_every)
     schedule, schedule_options = _SCHEDULES.get(recipe.schedule, recipe.schedule), {}
@@ -233,10 +254,12 @@ def train(
         report_to=recipe.report_to or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=bool(any(block.experts for block in Anatomy.of(SplitModel(model).causal).blocks)),
+        ddp_broadcast_buffers=False,
     )
     numbered = [{**row, "row": torch.tensor(number)} for number, row in enumerate([*train_data, *dev_data])]
     step_tokens = sum(len(row["input_ids"]) for row in train_data) / len(train_data) * recipe.batch_sequences
-    bar = ProgressAndMetrics(metrics, step_tokens, quiet)
+    bar = ProgressAndMetrics(metrics, step_tokens, quiet, processes.first())
     callbacks: list[TrainerCallback] = [bar, *watching]
     if recipe.early_stop and keep_best:
         callbacks.append(EarlyStoppingCallback(recipe.early_stop))
@@ -259,6 +282,7 @@ def train(
             if recipe.prefix_cache and not recipe.gradient_checkpointing:
                 trainer.keep_prefix(len(numbered), folder)
             checkpoint = last_checkpoint(folder)
+            processes.wait()
             with trainer.model.attending(train_data):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MemoryError, RuntimeError) as error:
@@ -280,8 +304,20 @@ def train(
     best = (
         min((float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log) if keep_best else None
     )
-    skipped = prefix.skipped_tokens if prefix else 0
+    skipped = _add_up(trainer.accelerator, meter, prefix.skipped_tokens if prefix else 0)
     return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None, skipped)
+
+
+def _add_up(accelerator: Any, meter: Meter, skipped: int) -> int:
+    """Put the costs of all processes into each one's account; return the tokens skipped by all."""
+    if accelerator.num_processes == 1:
+        return skipped
+    meter.memory()
+    cost = meter.cost
+    mine = [cost.forward_tokens, cost.backward_tokens, cost.peak_memory_bytes, skipped]
+    found = accelerator.reduce(torch.tensor(mine, device=accelerator.device))
+    cost.forward_tokens, cost.backward_tokens, cost.peak_memory_bytes, skipped = (int(value) for value in found)
+    return skipped
 
 
 class _SaveEvery(TrainerCallback):
