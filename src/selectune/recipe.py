@@ -60,7 +60,7 @@ class DataRecipe(Section):
     long_records: Literal["split", "drop", "truncate"] = "split"
     """Records longer than ``max_length``: raw text is split; a conversation is truncated at the end of its response."""
     packing: bool = True
-    """Fill each sequence with several records that cannot see each other."""
+    """Fill each sequence with several records that cannot see each other. Off: each record is a sequence, in batches of like length."""
     deduplicate: Literal["near", "exact", "off"] = "near"
     """Drop records that are equal, or nearly so, to an earlier one."""
     contamination: Literal["remove", "report", "off"] = "remove"
@@ -107,6 +107,9 @@ class TrainingRecipe(Section):
     frozen or dropout is on."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    step_in_backward: bool = False
+    """Step each parameter in the backward pass, as soon as its gradient is there, and free the gradient: no memory for gradients. Needs
+    ``micro_batch_sequences`` equal to ``batch_sequences`` and ``clip_norm: null``."""
     evaluations: Annotated[int, Field(ge=0)] = 4
     """How often the development loss is measured (and a checkpoint written) in the run."""
     early_stop: Positive | None = None

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from selectune import catalogue
-from selectune.data import Encoded, pack
+from selectune.data import Encoded, LikeLengths, pack, stack
 from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models import Anatomy
 from selectune.models.head import SplitModel
 from selectune.recipe import BudgetRecipe, TrainingRecipe
-from selectune.training import plan_steps, train
+from selectune.training import plan_steps, train, trainer
 from tests.tiny import ARCHITECTURES, tiny
 
 
@@ -79,13 +79,13 @@ def test_packing_is_exact_and_fits_best():
         pack(encoded(20), 32)
 
 
-def run_training(folder, recipe=None, steps=8, model=None, **options):
+def run_training(folder, recipe=None, steps=8, model=None, packing=True, **options):
     model = model or tiny("llama")
     model.requires_grad_(False)
     model.get_submodule(Anatomy.of(model).blocks[-1].prefix).requires_grad_(True)
     recipe = recipe or TrainingRecipe(batch_sequences=2, micro_batch_sequences=1, evaluations=4)
     options = {"learning_rate": 1e-2, **options}
-    result = train(model, pack(encoded(12), 64), pack(encoded(3, seed=9), 64), recipe=recipe, steps=steps,
+    result = train(model, pack(encoded(11), 64, packing), pack(encoded(3, seed=9), 64, packing), recipe=recipe, steps=steps,
                    objective=catalogue.create("objectives", "cross_entropy"), bfloat16=False, folder=folder / "checkpoints",
                    metrics=folder / "metrics.jsonl", seed=0, meter=Meter("train"), quiet=True, **options)  # fmt: skip
     return result, {name: value.clone() for name, value in model.state_dict().items()}
@@ -132,6 +132,71 @@ def test_every_optimiser_trains_and_resumes_to_the_same_weights(optimiser, tmp_p
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "checkpoint-6")
     _, resumed = run_training(tmp_path / "cut", recipe, steps=6, learning_rate=rate)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_step_in_the_backward_pass_is_the_same_step(optimiser, tmp_path):
+    settings = {"batch_sequences": 2, "micro_batch_sequences": 2, "evaluations": 0, "clip_norm": None, "optimiser": optimiser}
+    models = [tiny("llama"), tiny("llama")]
+    _, usual = run_training(tmp_path / "a", TrainingRecipe(**settings), model=models[0])
+    _, within = run_training(tmp_path / "b", TrainingRecipe(**settings, step_in_backward=True), model=models[1])
+    assert all(torch.equal(usual[name], within[name]) for name in usual)
+    assert not torch.equal(
+        within["model.layers.3.mlp.up_proj.weight"], tiny("llama").state_dict()["model.layers.3.mlp.up_proj.weight"]
+    )
+
+
+def test_a_step_in_the_backward_pass_frees_every_gradient(tmp_path, monkeypatch):
+    held = []
+    real = trainer._step_of_one
+
+    def watched(optimiser, value):
+        held.append(sum(p.grad is not None for group in optimiser.param_groups for p in group["params"]))
+        real(optimiser, value)
+
+    monkeypatch.setattr(trainer, "_step_of_one", watched)
+    recipe = TrainingRecipe(batch_sequences=2, micro_batch_sequences=2, evaluations=0, clip_norm=None, step_in_backward=True)
+    run_training(tmp_path, recipe)
+    assert held and set(held) == {1}
+
+
+@pytest.mark.parametrize("wrong", [{"batch_sequences": 4}, {"clip_norm": 1.0}])
+def test_a_step_in_the_backward_pass_wants_one_pass_and_no_norm(wrong, tmp_path):
+    values = {"batch_sequences": 2, "micro_batch_sequences": 2, "clip_norm": None, "step_in_backward": True} | wrong
+    with pytest.raises(UserError, match="step_in_backward"):
+        run_training(tmp_path, TrainingRecipe(**values))
+
+
+def test_records_of_like_length_train_unpacked_and_resume(tmp_path):
+    recipe = TrainingRecipe(batch_sequences=4, micro_batch_sequences=2, evaluations=2)
+    _, whole = run_training(tmp_path / "whole", recipe, steps=6, packing=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "checkpoint-6")
+    _, resumed = run_training(tmp_path / "cut", recipe, steps=6, packing=False)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_like_lengths_waste_little_and_visit_all():
+    lengths = torch.randint(5, 300, (203,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = LikeLengths(lengths, batch=4, seed=1)
+    first = list(order)
+    assert sorted(first) == list(range(203)) and first == list(order)
+    order.set_epoch(1)
+    assert list(order) != first
+    batches = [[lengths[n] for n in first[i : i + 4]] for i in range(0, 203, 4)]
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    assert padded < 1.1 * sum(lengths)
+
+
+def test_padding_changes_no_loss():
+    rows = pack(encoded(5), 64, packing=False)
+    model = tiny("llama")
+    batch = stack(rows)
+    split, objective = SplitModel(model), catalogue.create("objectives", "cross_entropy")
+    together = objective.total(
+        split.logits, split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"]), batch["labels"]
+    )
+    assert torch.allclose(together, loss(model, rows), rtol=1e-4)
 
 
 def test_plain_gradient_descent_is_the_textbook_step(tmp_path):

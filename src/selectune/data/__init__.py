@@ -1,11 +1,11 @@
 """What are the records? Reading, shapes, chat templates, splits, duplicates, contamination, packing."""
 
 from selectune.data.chat import Encoded, Encoder
-from selectune.data.packing import pack
+from selectune.data.packing import LikeLengths, pack, stack
 from selectune.data.prepare import Prepared, input_hashes, prepare
 from selectune.data.records import Message, Record, records_from_file, records_to_file
 
 __all__ = [
-    "Encoded", "Encoder", "Message", "Prepared", "Record", "input_hashes", "pack", "prepare", "records_from_file",
-    "records_to_file",
+    "Encoded", "Encoder", "LikeLengths", "Message", "Prepared", "Record", "input_hashes", "pack", "prepare",
+    "records_from_file", "records_to_file", "stack",
 ]  # fmt: skip

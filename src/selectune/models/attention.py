@@ -139,13 +139,17 @@ def attend_by_record(causal: Any, rows: list[dict[str, Tensor]]) -> Iterator[boo
     config = causal.config.get_text_config()
     own = config._attn_implementation
     here = next(causal.parameters()).device.type == "cpu" and not getattr(config, "attention_dropout", 0.0)
-    works = here and own == "sdpa" and bool(rows) and _agrees(causal, config, rows[:2])
+    works = here and own == "sdpa" and bool(rows) and _agrees(causal, config, _of_one_length(rows[:2]))
     if works:
         config._attn_implementation = NAME
     try:
         yield works
     finally:
         config._attn_implementation = own
+
+
+def _of_one_length(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [row for row in rows if len(row["input_ids"]) == len(rows[0]["input_ids"])]
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from selectune.data.packing import LikeLengths, stack
 from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models import Anatomy
@@ -66,7 +67,10 @@ class SelectiveTrainer(Trainer):
 
     model: LossOfModel
 
-    def __init__(self, model: LossOfModel, learning_rate_hint: str, meter: Meter, **kwargs: Any) -> None:
+    def __init__(
+        self, model: LossOfModel, learning_rate_hint: str, meter: Meter, step_in_backward: bool, **kwargs: Any
+    ) -> None:
+        self._step_in_backward = step_in_backward
         super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the response tokens of the whole batch
         self._meter, self._learning_rate_hint = meter, learning_rate_hint
@@ -74,7 +78,8 @@ class SelectiveTrainer(Trainer):
     def keep_prefix(self, rows: int, folder: Path) -> None:
         """Compute the frozen beginning of the model once for each sequence, where there is one."""
         blocks, frozen = frozen_blocks(self.model.causal)
-        if frozen:
+        lengths = {len(row["input_ids"]) for row in self.train_dataset or []}
+        if frozen and len(lengths) == 1:
             shared = folder / "prefix" if processes.count() > 1 else None
             if shared and processes.first():
                 shutil.rmtree(shared, ignore_errors=True)
@@ -82,6 +87,14 @@ class SelectiveTrainer(Trainer):
             processes.wait()
             batch = self.args.per_device_train_batch_size
             self.model.prefix = PrefixCache(blocks, frozen, rows, batch, folder, shared=shared)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        made = super().create_optimizer(model)
+        if self._step_in_backward:
+            for value in self.model.parameters():
+                if value.requires_grad:
+                    value.register_post_accumulate_grad_hook(lambda value: _step_of_one(made, value))
+        return made
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
         total: Tensor = model(**inputs)
@@ -96,11 +109,17 @@ class SelectiveTrainer(Trainer):
         self._meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel())
         return total / count * self.accelerator.num_processes  # whose gradients are averaged
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        lengths = [len(row["input_ids"]) for row in self.train_dataset or []]
+        if len(set(lengths)) > 1:
+            return LikeLengths(lengths, self.args.per_device_train_batch_size, int(self.args.data_seed or 0))
+        return super()._get_train_sampler(train_dataset)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Every sequence once, each process its share."""
         rows: Any = self.eval_dataset
         share = rows[self.args.process_index :: self.args.world_size]
-        return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=_stack)
+        return DataLoader(share, batch_size=self.args.per_device_eval_batch_size, collate_fn=stack)
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Measure the development loss: the mean over all its response tokens."""
@@ -144,6 +163,12 @@ class SelectiveTrainer(Trainer):
     def _load_best_model(self) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
         load_trained_tensors(self.model.model, folder / WEIGHTS)
+
+
+def _step_of_one(optimiser: Any, value: Tensor) -> None:
+    """Step a parameter as soon as its gradient is there, and free the gradient; no other has one at that moment."""
+    optimiser.step()
+    value.grad = None
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -215,6 +240,11 @@ def train(
             field="training.batch_sequences", expected=f"a multiple of {micro * together}",
         )  # fmt: skip
     accumulation = math.ceil(recipe.batch_sequences / (micro * together))
+    if recipe.step_in_backward and (together > 1 or accumulation > 1 or recipe.clip_norm):
+        raise UserError(
+            "a parameter that steps as soon as its gradient is there knows no other micro-batch, process or norm of all gradients",
+            field="training.step_in_backward", expected="one process, micro_batch_sequences equal to batch_sequences, clip_norm: null",
+        )  # fmt: skip
     evaluate_every, save_every = intervals(recipe, steps, len(dev_data))
     keep_best = bool(recipe.keep_best and evaluate_every)
     schedule, schedule_options = _SCHEDULES.get(recipe.schedule, recipe.schedule), {}
@@ -272,10 +302,11 @@ def train(
                 LossOfModel(model, objective, bfloat16),
                 f"{learning_rate:g}",
                 meter,
+                recipe.step_in_backward,
                 args=arguments,
                 train_dataset=numbered[: len(train_data)],
                 eval_dataset=numbered[len(train_data) :] or None,
-                data_collator=_stack,
+                data_collator=stack,
                 callbacks=[*callbacks, interruption],
             )
             trainer.remove_callback(PrinterCallback)
@@ -330,10 +361,6 @@ class _SaveEvery(TrainerCallback):
         late = bool(self._seconds) and time.monotonic() - self._last >= self._seconds
         if late or (self._steps and state.global_step % self._steps == 0):
             self._last, control.should_save = time.monotonic(), True
-
-
-def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _diagnose(model: nn.Module) -> str:
