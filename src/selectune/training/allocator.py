@@ -8,6 +8,7 @@ Does not know: any other C library; elsewhere it does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -21,3 +22,9 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(kept)
+
+
+def give_back_freed_memory() -> None:
+    """Ask glibc to return to the system what was freed so far: pieces between which later, larger tensors would not fit."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

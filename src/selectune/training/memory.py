@@ -22,6 +22,7 @@ from selectune.models.attention import attend_by_record, record_spans
 from selectune.models.head import SplitModel
 from selectune.objectives.objective import CHUNK
 from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.training.allocator import give_back_freed_memory
 from selectune.training.plan import remembers, rows_remembered
 
 GIB = 1 << 30
@@ -29,6 +30,10 @@ PROCESS = 850 << 20
 """The interpreter and the libraries, with what they keep between steps."""
 STATES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.1, "lion": 4.0, "lion_8bit": 1.0, "sgd": 0.0}
 """Bytes that an optimiser keeps for each trained weight."""
+LOGITS = 16
+"""Bytes for each logit of a chunk: logits, log-probabilities and gradients, twice in fp32 and twice and more in bf16."""
+HEAP = 1.25
+"""Memory that activations take for each byte of them: what is freed between larger tensors lies idle."""
 LORA_RANK = 16
 AUTO_TOKENS = 2048
 """Tokens in a forward pass beyond which a larger one gains nothing on a CPU."""
@@ -107,7 +112,7 @@ class Footprint:
             fixed=max(2 * one - two, 0),
             sequence=two - one,
             recomputed=blocks * state + (two - one) // blocks,
-            logits=3 * 4 * min(CHUNK, max(targets, 1)) * config.vocab_size,
+            logits=LOGITS * min(CHUNK, max(targets, 1) * 2) * config.vocab_size,
             prefix=kept,
             length=length,
         )
@@ -130,7 +135,7 @@ class Footprint:
             weights=self.frozen_weights + 4 * trained if adapter else self.weights,
             gradients=4 * trained,
             optimiser=round(STATES[optimiser or recipe.optimiser] * trained),
-            activations=(0 if adapter else self.fixed) + round(micro * each * share),
+            activations=round(HEAP * ((0 if adapter else self.fixed) + micro * each * share)),
             logits=self.logits,
             prefix=0 if recomputed or adapter else self.prefix,
         )
@@ -230,7 +235,7 @@ def _saved(
         storage = value.untyped_storage()
         if storage.data_ptr() not in own:
             storages[storage.data_ptr()] = storage.nbytes()
-        return value
+        return value.detach()  # kept alive, so that no address comes twice, and without a way back to the graph that keeps it
 
     with _training(split.causal), attend_by_record(split.causal, rows) as by_record:
         records = {"records": record_spans(batch["position_ids"], batch["labels"])} if by_record else {}
@@ -241,6 +246,7 @@ def _saved(
         ):
             hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **records)
     del hidden
+    give_back_freed_memory()
     return sum(storages.values())
 
 
