@@ -16,6 +16,7 @@ class ScorerLM(TemplateLM):
     def __init__(self, scorer: Scorer, longest_answer: int = 256) -> None:
         super().__init__()
         self.scorer, self.tokenizer, self._longest_answer = scorer, scorer.tokenizer, longest_answer
+        self._questions: list[Any] | None = None  # which item of which task each request belongs to
 
     @property
     def eot_token_id(self) -> int:
@@ -40,11 +41,20 @@ class ScorerLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, add_generation_prompt=add_generation_prompt))
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if all(request.doc_id is not None for request in requests):
+            self._questions = [(request.task_name, request.doc_id) for request in requests]
+        try:
+            return super().loglikelihood(requests, disable_tqdm)
+        finally:
+            self._questions = None
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
-        return self.scorer.loglikelihoods(pairs, [len(texts[1]) if texts else 0 for texts, _, _ in requests])
+        lengths = [len(texts[1]) if texts else 0 for texts, _, _ in requests]
+        return self.scorer.loglikelihoods(pairs, lengths, self._questions)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         texts = [[self.prefix_token_id, *self.tok_encode(request.args[0])] for request in requests]

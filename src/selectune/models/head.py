@@ -36,7 +36,21 @@ class SplitModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of some hidden states, ``(..., vocabulary)``, in the dtype of the computation."""
-        logits = self.causal.get_output_embeddings()(hidden)
+        return self._finish(self.causal.get_output_embeddings()(hidden))
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor | None:
+        """Return the logit of one token for each hidden state, ``(positions)`` fp32, unrounded; None with a head of another kind.
+
+        Args:
+            hidden: ``(positions, hidden)``. tokens: ``(positions)`` int64.
+        """
+        head = self.causal.get_output_embeddings()
+        if type(head) is not nn.Linear or not head.weight.is_floating_point():
+            return None
+        logits = (hidden.float() * head.weight[tokens].float()).sum(-1)
+        return self._finish(logits if head.bias is None else logits + head.bias[tokens].float())
+
+    def _finish(self, logits: Tensor) -> Tensor:
         if self._scale:
             logits = logits * self._scale
         if self._divide:
