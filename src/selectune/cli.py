@@ -123,7 +123,7 @@ def plan(
 
     given = _values(locals())
     if train is not None and recipe is None and Path(train).suffix in (".yaml", ".yml"):
-        train, recipe = None, Path(train)
+        recipe, train = Path(train), None
     try:
         predicted = pipeline.plan(train, recipe=recipe, quiet=quiet or as_json, **given)
     except KeyboardInterrupt:

@@ -35,8 +35,8 @@ LOGITS = 16
 HEAP = 1.25
 """Memory that activations take for each byte of them: what is freed between larger tensors lies idle."""
 LORA_RANK = 16
-AUTO_TOKENS = 2048
-"""Tokens in a forward pass beyond which a larger one gains nothing on a CPU."""
+AUTO_TOKENS = 1024
+"""Tokens in a forward pass beyond which a larger one gains nothing on a CPU: half of them fill the matrix units of two cores."""
 AUTO_SHARE = 0.5
 """Of the machine's memory, what ``micro_batch_sequences: auto`` may plan with when the budget names no other."""
 
@@ -96,14 +96,15 @@ class Footprint:
         own = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in model.parameters()}
         trained = [value for value in model.parameters() if value.requires_grad]
         frozen = anatomy.total_parameters * (2 if bfloat16 else 4)
-        longest = sorted(rows, key=lambda row: -int(row["position_ids"].max()))[:2]
-        one, two = (_saved(split, rows, (longest * 2)[:count], set(own), bfloat16) for count in (1, 2))
-        length, config = len(rows[0]["input_ids"]), split.causal.config.get_text_config()
+        longest = [max(rows, key=lambda row: int(row["position_ids"].max()))] * 2
+        one, two = (_saved(split, rows, longest[:count], set(own), bfloat16) for count in (1, 2))
+        length, config = len(longest[0]["input_ids"]), split.causal.config.get_text_config()
         targets = max(int((row["labels"] != -100).sum()) for row in rows)
         state = length * config.hidden_size * 4
         blocks = len(anatomy.blocks)
         linears = [split.causal.get_submodule(name).weight.shape for block in anatomy.blocks for name in block.linears]
-        kept = rows_remembered(model, len(rows) + dev, length)[1] if remembers(model, recipe) else 0
+        lengths = [len(row["input_ids"]) for row in rows]
+        kept = rows_remembered(model, len(rows) + dev, length)[1] if remembers(model, recipe, lengths) else 0
         return cls(
             trained=sum(value.numel() for value in trained),
             adapter=sum(LORA_RANK * (shape[0] + shape[-1]) for shape in linears),
@@ -133,7 +134,7 @@ class Footprint:
         return Memory(
             process=PROCESS,
             weights=self.frozen_weights + 4 * trained if adapter else self.weights,
-            gradients=4 * trained,
+            gradients=0 if recipe.step_in_backward else 4 * trained,
             optimiser=round(STATES[optimiser or recipe.optimiser] * trained),
             activations=round(HEAP * ((0 if adapter else self.fixed) + micro * each * share)),
             logits=self.logits,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from selectune.data.packing import LikeLengths
 from selectune.errors import UserError
 from selectune.meter import Cost
 from selectune.models.head import SplitModel
@@ -40,20 +41,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often sequences go through the model in a whole run."""
+    """The tokens that go through the model in a whole run, padding included, and the files that it writes."""
 
     trained: int
-    """Sequences forward and backward, all epochs together."""
+    """Tokens forward and backward, all epochs together."""
     trained_known: int
-    """Of these, sequences whose way through the frozen first blocks was known."""
+    """Of these, tokens whose way through the frozen first blocks was known."""
     evaluated: int
     evaluated_known: int
     checkpoints: int
+    sequences: int
+    """Forward and backward, all epochs together."""
 
-    def cost(self, length: int) -> tuple[Cost, int]:
-        """Return what the meter will have counted, and the tokens that skipped the frozen blocks, for sequences of some tokens."""
-        cost = Cost(stage="train", forward_tokens=(self.trained + self.evaluated) * length, backward_tokens=self.trained * length)
-        return cost, (self.trained_known + self.evaluated_known) * length
+    @property
+    def cost(self) -> Cost:
+        """What the meter will have counted."""
+        return Cost(stage="train", forward_tokens=self.trained + self.evaluated, backward_tokens=self.trained)
+
+    @property
+    def known(self) -> int:
+        """Tokens that skip the frozen first blocks."""
+        return self.trained_known + self.evaluated_known
 
 
 def plan_steps(
@@ -87,9 +95,10 @@ def intervals(recipe: TrainingRecipe, steps: int, dev_sequences: int) -> tuple[i
     return evaluate, evaluate or recipe.save_steps or max(1, steps // 4)
 
 
-def remembers(model: Any, recipe: TrainingRecipe) -> bool:
-    """Whether training computes a frozen beginning of the model once for each sequence."""
-    return recipe.prefix_cache and not recipe.gradient_checkpointing and frozen_blocks(SplitModel(model).causal)[1] > 0
+def remembers(model: Any, recipe: TrainingRecipe, lengths: list[int]) -> bool:
+    """Whether training computes a frozen beginning of the model once for each sequence; they must have one length."""
+    able = recipe.prefix_cache and not recipe.gradient_checkpointing and len(set(lengths)) == 1
+    return able and frozen_blocks(SplitModel(model).causal)[1] > 0
 
 
 def rows_remembered(model: Any, rows: int, length: int, file_limit: int = 16 << 30) -> tuple[int, int]:
@@ -102,58 +111,68 @@ def rows_remembered(model: Any, rows: int, length: int, file_limit: int = 16 << 
 
 
 def passes_of_steps(
-    sequences: int, recipe: TrainingRecipe, micro: int, known: set[int], seed: int, room: int
-) -> Iterator[tuple[int, int]]:
-    """Yield for each optimiser step the sequences in it, and those of them whose frozen beginning is known by then.
+    lengths: list[int], recipe: TrainingRecipe, micro: int, known: set[int], seed: int, room: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield for each optimiser step its sequences, its tokens, and those of them whose frozen beginning is known by then.
 
     Follows the order in which the trainer shuffles each epoch. A pass of fewer than ``micro`` sequences neither remembers nor is
     remembered.
 
     Args:
-        micro: sequences in a pass. known: numbers of the sequences that are known; grows. room: sequences that can be.
+        lengths: tokens in each training sequence. micro: sequences in a pass. known: numbers of the sequences that are known;
+            grows. room: sequences that can be.
     """
     accumulation = math.ceil(recipe.batch_sequences / micro)
+    alike = LikeLengths(lengths, micro, seed) if len(set(lengths)) > 1 else None
     epoch = 0
     while True:
-        order = torch.randperm(sequences, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-        passes = [order[start : start + micro] for start in range(0, sequences, micro)]
+        if alike is not None:
+            alike.set_epoch(epoch)
+            order = list(alike)
+        else:
+            order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        passes = [order[start : start + micro] for start in range(0, len(order), micro)]
         for start in range(0, len(passes), accumulation):
-            step = passes[start : start + accumulation]
-            yield sum(map(len, step)), sum(_meets(rows, micro, known, room) for rows in step)
+            met = [_meets(rows, lengths, micro, known, room) for rows in passes[start : start + accumulation]]
+            yield sum(map(len, passes[start : start + accumulation])), sum(m[0] for m in met), sum(m[1] for m in met)
         epoch += 1
 
 
-def _meets(rows: list[int], micro: int, known: set[int], room: int) -> int:
-    """Return the sequences of a pass that skip the frozen beginning, and remember them if none does."""
-    if len(rows) < micro:
-        return 0
+def _meets(rows: list[int], lengths: list[int], micro: int, known: set[int], room: int) -> tuple[int, int]:
+    """Return the tokens of a pass, and those of them that skip the frozen beginning; remember its sequences if none does."""
+    tokens = len(rows) * max(lengths[row] for row in rows)
+    if len(rows) < micro or not room:
+        return tokens, 0
     if known.issuperset(rows):
-        return len(rows)
+        return tokens, tokens
     known.update(row for row in rows if row < room)
-    return 0
+    return tokens, 0
 
 
-def passes(sequences: int, dev_sequences: int, recipe: TrainingRecipe, micro: int, steps: int, seed: int, room: int) -> Passes:
+def passes(
+    lengths: list[int], dev_lengths: list[int], recipe: TrainingRecipe, micro: int, steps: int, seed: int, room: int
+) -> Passes:
     """Return what goes through the model in a run of so many steps.
 
     Args:
-        sequences, dev_sequences: packed. micro: sequences in a forward pass. room: sequences whose frozen beginning can be kept;
-            0 where there is none.
+        lengths, dev_lengths: tokens in each sequence. micro: sequences in a forward pass. room: sequences whose frozen beginning
+            can be kept; 0 where there is none.
     """
-    evaluate, save = intervals(recipe, steps, dev_sequences)
-    known: set[int] = set()
-    trained = skipped = evaluated = evaluated_skipped = checkpoints = 0
-    for step, (count, known_count) in enumerate(
-        islice(passes_of_steps(sequences, recipe, micro, known, seed, room), steps), start=1
+    evaluate, save = intervals(recipe, steps, len(dev_lengths))
+    every, known = [*lengths, *dev_lengths], set[int]()
+    dev = range(len(lengths), len(every))
+    dev_passes = [list(dev[start : start + micro]) for start in range(0, len(dev), micro)]
+    trained = skipped = evaluated = evaluated_skipped = checkpoints = sequences = 0
+    for step, (count, tokens, known_tokens) in enumerate(
+        islice(passes_of_steps(lengths, recipe, micro, known, seed, room), steps), start=1
     ):
-        trained, skipped = trained + count, skipped + known_count
+        sequences, trained, skipped = sequences + count, trained + tokens, skipped + known_tokens
         if evaluate and (step % evaluate == 0 or step == steps):
-            evaluated += dev_sequences
-            for start in range(sequences, sequences + dev_sequences, micro):
-                rows = list(range(start, min(start + micro, sequences + dev_sequences)))
-                evaluated_skipped += _meets(rows, micro, known, room)
+            for rows in dev_passes:
+                tokens, known_tokens = _meets(rows, every, micro, known, room)
+                evaluated, evaluated_skipped = evaluated + tokens, evaluated_skipped + known_tokens
         checkpoints += step % save == 0 or step == steps or bool(recipe.save_steps and step % recipe.save_steps == 0)
-    return Passes(trained, skipped, evaluated, evaluated_skipped, checkpoints)
+    return Passes(trained, skipped, evaluated, evaluated_skipped, checkpoints, sequences)
 
 
 def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> float:
@@ -164,7 +183,7 @@ def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> 
     trained one for tokens that skipped them.
 
     Args:
-        cost: with the tokens that went through the model, or, ahead of the run, those of :meth:`Passes.cost`.
+        cost: with the tokens that went through the model, or, ahead of the run, those of :attr:`Passes.cost`.
     """
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     counts = [sum(_size(anatomy, name) for name in block.parameters) for block in anatomy.blocks]

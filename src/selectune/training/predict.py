@@ -32,7 +32,6 @@ from selectune.training.plan import (
     Passes,
     Plan,
     flops,
-    intervals,
     passes,
     passes_of_steps,
     plan_steps,
@@ -100,14 +99,14 @@ class Calibration:
     """From the call to the first step."""
     warm_up: float
     """What the first step took more than a later one."""
-    sequence: float
-    """One packed sequence forward and backward."""
-    known_sequence: float
+    token: float
+    """One token forward and backward."""
+    known_token: float
     """The same when its way through the frozen first blocks is known."""
     step: float
     """The optimiser, once the gradients are there."""
     evaluated: float
-    """One development sequence."""
+    """One token of a development sequence."""
     evaluated_known: float
     checkpoint: float
     finish: float
@@ -126,11 +125,7 @@ class Calibration:
 
     def of_steps(self, passes: Passes, steps: int) -> float:
         """Return the seconds of its steps alone."""
-        return (
-            (passes.trained - passes.trained_known) * self.sequence
-            + passes.trained_known * self.known_sequence
-            + steps * self.step
-        )
+        return (passes.trained - passes.trained_known) * self.token + passes.trained_known * self.known_token + steps * self.step
 
 
 def calibrate(
@@ -162,7 +157,8 @@ def calibrate(
         update={"batch_sequences": batch, "evaluations": 0, "save_steps": None, "save_minutes": None, "report_to": []}
     )
     rows, dev = _spread(train_rows, 2 * batch), _spread(dev_rows, 2 * micro) if recipe.evaluations else []
-    kept = remembers(model, recipe)
+    lengths = [len(row["input_ids"]) for row in rows]
+    kept = remembers(model, recipe, lengths)
     room = len(rows) + len(dev) if kept else 0
     watch = _Watch(kept, bool(dev), seconds)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as name, Meter("calibration") as meter:
@@ -182,19 +178,20 @@ def calibrate(
         save(place / "specialist")
         finish = time.perf_counter() - end
     model.zero_grad(set_to_none=True)
-    seen = list(islice(passes_of_steps(len(rows), short, micro, set(), seed, room), len(watch.steps)))
-    each = [step.passes / count for step, (count, _) in zip(watch.steps, seen, strict=True)]
-    fresh = [value for value, (_, known) in zip(each, seen, strict=True) if not known]
-    known = [value for value, (count, known) in zip(each, seen, strict=True) if known == count]
+    seen = list(islice(passes_of_steps(lengths, short, micro, set(), seed, room), len(watch.steps)))
+    each = [step.passes / tokens for step, (_, tokens, _) in zip(watch.steps, seen, strict=True)]
+    fresh = [value for value, (_, _, known) in zip(each, seen, strict=True) if not known]
+    known = [value for value, (_, tokens, known) in zip(each, seen, strict=True) if known == tokens]
     usual = fmean(fresh[1:] or fresh)
     optimiser = fmean([step.optimiser for step in watch.steps[1:]])
     first = watch.steps[0]
-    evaluated = [value / len(dev) for value in watch.evaluations]
+    dev_tokens = sum(len(part) * max(len(row["input_ids"]) for row in part) for part in (dev[:micro], dev[micro:]) if part)
+    evaluated = [value / dev_tokens for value in watch.evaluations]
     return Calibration(
         start=watch.begin - begin,
-        warm_up=max(0.0, first.passes + first.optimiser - seen[0][0] * usual - optimiser),
-        sequence=usual,
-        known_sequence=fmean(known) if known else usual,
+        warm_up=max(0.0, first.passes + first.optimiser - seen[0][1] * usual - optimiser),
+        token=usual,
+        known_token=fmean(known) if known else usual,
         step=optimiser,
         evaluated=evaluated[0] if evaluated else 0.0,
         evaluated_known=evaluated[-1] if evaluated else 0.0,
@@ -269,8 +266,7 @@ def predict(
     footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16)
     micro = micro_batch(footprint, recipe.training, recipe.budget)
     settings = recipe.training.model_copy(update={"micro_batch_sequences": micro})
-    length = len(train_rows[0]["input_ids"])
-    steps = plan_steps(len(train_rows), len(train_rows) * length, settings, recipe.budget)
+    steps = plan_steps(len(train_rows), sum(len(row["input_ids"]) for row in train_rows), settings, recipe.budget)
     ahead = passes_ahead(model, train_rows, dev_rows, settings, steps, recipe.seed)
     memory, limit = footprint.at(settings, micro), memory_limit(recipe.budget)
     problems = [problem for problem in [memory_problem(footprint, settings, recipe.budget, micro)] if problem]
@@ -278,15 +274,18 @@ def predict(
     if memory.total <= memory_limit(BudgetRecipe()):  # else the machine would be out of memory
         calibration = calibrate(model, train_rows, dev_rows, recipe=settings, objective=objective, bfloat16=bfloat16,
                                 folder=folder, seed=recipe.seed, save=save)  # fmt: skip
-        needed = peak_memory(calibration, model, len(train_rows) + len(dev_rows), length)
+        needed = peak_memory(calibration, model, len(train_rows) + len(dev_rows), len(train_rows[0]["input_ids"]))
         problems = problems or [p for p in [memory_problem(footprint, settings, recipe.budget, micro, needed)] if p]
         seconds = loading + calibration.seconds(ahead, steps)
-        speed = ahead.trained * length / calibration.of_steps(ahead, steps)
+        speed = ahead.trained / calibration.of_steps(ahead, steps)
         predicted = forecast(calibration, model, train_rows, dev_rows, settings, recipe.seed)
         if recipe.budget.minutes and predicted(steps) > recipe.budget.minutes * 60:
             problem, within = _too_long(recipe, len(train_rows), steps, predicted)
             problems.append(problem)
-    cost, skipped = ahead.cost(length)
+    if settings.early_stop:
+        notes = [*notes, "training.early_stop may end the run earlier"]
+    if settings.processes > 1:
+        notes = [*notes, f"time and memory are those of one process; {settings.processes} would train together"]
     return Prediction(
         base=recipe.base,
         form=form,
@@ -297,10 +296,10 @@ def predict(
         tokens=tokens["all"],
         response_tokens=tokens["response"],
         steps=steps,
-        epochs=round(ahead.trained / len(train_rows), 2),
+        epochs=round(ahead.sequences / len(train_rows), 2),
         micro_batch_sequences=micro,
-        training_tokens=ahead.trained * length,
-        flops=flops(anatomy, model, cost, skipped),
+        training_tokens=ahead.trained,
+        flops=flops(anatomy, model, ahead.cost, ahead.known),
         memory_bytes=needed,
         memory_measured=seconds is not None,
         memory_parts=asdict(memory),
@@ -311,10 +310,7 @@ def predict(
         minutes_budget=recipe.budget.minutes,
         steps_in_budget=within,
         problems=[str(problem) for problem in problems],
-        notes=[
-            *notes,
-            *(["it ends early at the earliest after the evaluations of training.early_stop"] if settings.early_stop else []),
-        ],
+        notes=notes,
     )
 
 
@@ -376,10 +372,9 @@ def passes_ahead(
     """Return what will go through a model that is ready to train."""
     micro = recipe.micro_batch_sequences
     assert micro != "auto"
-    evaluated = len(dev_rows) if intervals(recipe, steps, len(dev_rows))[0] else 0
-    every, length = len(train_rows) + len(dev_rows), len(train_rows[0]["input_ids"])
-    room = rows_remembered(model, every, length)[0] if remembers(model, recipe) else 0
-    return passes(len(train_rows), evaluated, recipe, micro, steps, seed, room)
+    lengths, dev_lengths = ([len(row["input_ids"]) for row in rows] for rows in (train_rows, dev_rows))
+    room = rows_remembered(model, len(lengths) + len(dev_lengths), lengths[0])[0] if remembers(model, recipe, lengths) else 0
+    return passes(lengths, dev_lengths, recipe, micro, steps, seed, room)
 
 
 def peak_memory(calibration: Calibration, model: Any, sequences: int, length: int) -> int:
