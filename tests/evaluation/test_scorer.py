@@ -54,6 +54,40 @@ def test_decisions_in_bf16_are_those_of_fp32():
     assert decisions(found) == decisions(slow(exact, pairs))
 
 
+def test_decisions_between_contexts_in_bf16_are_those_of_fp32():
+    """One continuation behind each of several contexts, as WinoGrande asks: the question is known by its name only."""
+    exact, rounded = tiny("qwen2"), tiny("qwen2").to(torch.bfloat16)
+    exact.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
+    generator = torch.Generator().manual_seed(4)
+    pairs, names = [], []
+    for number in range(40):
+        context = torch.randint(3, 250, (12,), generator=generator).tolist()
+        ending = torch.randint(3, 250, (3,), generator=generator).tolist()
+        for choice in (5, 6):  # contexts that differ in one early token: scores lie close together
+            pairs.append(([choice, *context], ending))
+            names.append(number)
+
+    def decisions(scores):
+        return [scores[start][0] > scores[start + 1][0] for start in range(0, len(scores), 2)]
+
+    scorer = Scorer(rounded, tokenizer(), bfloat16=True)
+    assert decisions(scorer.loglikelihoods(pairs, questions=names)) == decisions(slow(exact, pairs))
+    assert scorer.questions == 40 and scorer.decided_again >= 12
+
+
+def test_greedy_flags_in_bf16_are_those_of_fp32():
+    exact, rounded = tiny("llama"), tiny("llama").to(torch.bfloat16)
+    exact.load_state_dict({name: value.float() for name, value in rounded.state_dict().items()})
+    pairs = []
+    for number in range(60):
+        context = [3 + number, 7, 9 + 2 * number]
+        with torch.no_grad():
+            two = exact(input_ids=torch.tensor([context])).logits[0, -1].topk(2).indices.tolist()
+        pairs.append((context, [two[number % 2]]))
+    found = Scorer(rounded, tokenizer(), bfloat16=True).loglikelihoods(pairs)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in slow(exact, pairs)]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_answers(architecture):
     model, words = tiny(architecture), tokenizer()
