@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ from selectune.objectives.cross_entropy import CrossEntropy
 from selectune.training.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
-RATES: dict[Peer, tuple[float, ...]] = {"lora": (1e-3, 3e-3, 3e-4, 1e-4), "full": (1e-4, 3e-5, 3e-4, 1e-5)}
+RATES: dict[Peer, tuple[float, ...]] = {"full": (1e-4, 3e-4, 3e-5, 1e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-4)}
 TRAIN, DEV = 600, 100
+PEERS = RESULTS / "time_to_quality_peers.json"
 
 
 @torch.no_grad()
@@ -61,33 +64,42 @@ def quality(model: Any, root: Path) -> dict[str, float]:
 
 
 def peers(root: Path, file: Path) -> None:
-    """Train every peer at every rate that is not in the file yet."""
+    """Train every peer at every rate that is not in the file yet, each in a process of its own."""
+    if not file.exists():
+        base = load_base(BUILTIN)
+        found = {"base": {"dev_loss": dev_loss(base.model, base.tokenizer, gsm8k(root, TRAIN, DEV))}}
+        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    for peer, rate in ((peer, RATES[peer][i]) for i in range(4) for peer in RATES):
+        if f"{peer} {rate:g}" not in json.loads(file.read_text(encoding="utf-8")):
+            subprocess.run([sys.executable, "-m", "benchmarks.time_to_quality", "peer", "--data-root", str(root), "--peer", peer,
+                            "--rate", str(rate)], check=True)  # fmt: skip
+
+
+def one_peer(peer: Peer, rate: float, root: Path, file: Path) -> None:
+    """Train one peer for an epoch and write down what came of it."""
     keep_freed_memory()  # quicker, and changes no number; the peers' speed is measured without it
-    cells: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    base = load_base(BUILTIN)
-    cells.setdefault("base", {"dev_loss": dev_loss(base.model, base.tokenizer, gsm8k(root, TRAIN, DEV))})
-    order = [(peer, RATES[peer][i]) for i in range(4) for peer in RATES]
-    for peer, rate in order:
-        name = f"{peer} {rate:g}"
-        if name in cells:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            trainer, clock = trl_trainer(peer, gsm8k(root, 0, TRAIN), Path(folder), rate)
-            trainer.train()
-        cells[name] = {"steps": trainer.state.global_step, "seconds_while_busy": sum(clock.seconds),
-                       **quality(trainer.model, root)}  # fmt: skip
-        file.write_text(json.dumps(cells, indent=1), encoding="utf-8")
-        print(name, cells[name], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, clock = trl_trainer(peer, gsm8k(root, 0, TRAIN), Path(folder), rate)
+        trainer.train()
+    cells: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    cells[f"{peer} {rate:g}"] = {"steps": trainer.state.global_step, "seconds_while_busy": sum(clock.seconds),
+                                 **quality(trainer.model, root)}  # fmt: skip
+    file.write_text(json.dumps(cells, indent=1), encoding="utf-8")
+    print(peer, rate, cells[f"{peer} {rate:g}"], flush=True)
 
 
 def main() -> None:
     """Run one side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("side", choices=["peers", "ours"])
+    parser.add_argument("side", choices=["peers", "peer", "ours"])
+    parser.add_argument("--peer", choices=["lora", "full"])
+    parser.add_argument("--rate", type=float)
     parser.add_argument("--data-root", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.side == "peers":
-        peers(arguments.data_root, RESULTS / "time_to_quality_peers.json")
+        peers(arguments.data_root, PEERS)
+    elif arguments.side == "peer":
+        one_peer(arguments.peer, arguments.rate, arguments.data_root, PEERS)
 
 
 if __name__ == "__main__":

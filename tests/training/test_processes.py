@@ -24,7 +24,7 @@ ROWS = [{"question": f"Which lamp belongs to fault {i}?", "answer": f"Lamp {i * 
 
 def recipe(tmp_path, base, **values):
     put(tmp_path, "data.jsonl", lines(ROWS))
-    training = {"epochs": 3, "batch_sequences": 4, "micro_batch_sequences": 1, "precision": "float32", "evaluations": 2}
+    training = {"epochs": 1, "batch_sequences": 2, "micro_batch_sequences": 1, "precision": "float32", "evaluations": 2}
     training |= values.pop("training", {})
     return {
         "base": str(base), "output": str(tmp_path / "runs"), "form": "full", "parameters": "last_blocks:k=2",
@@ -66,7 +66,7 @@ def test_two_processes_train_to_the_weights_of_one(choice, tmp_path, llama_folde
     two = specialize(recipe=given, name="two", quiet=True)
     assert apart(one, two, llama_folder) < 1e-3
     data = json.loads(one.path("data.json").read_text())["tokens"]
-    assert data["sequences"] % 4 == 0, "an epoch's last batch must be full for the comparison"
+    assert data["sequences"] % 2 == 0, "an epoch's last batch must be full for the comparison"
     costs = [run.read("stages/train.json", Stage).cost for run in (one, two)]
     assert costs[0].forward_tokens == costs[1].forward_tokens and costs[0].backward_tokens == costs[1].backward_tokens
     assert costs[1].flops == pytest.approx(costs[0].flops, rel=0.15)
@@ -93,7 +93,7 @@ def test_a_launcher_s_processes_share_the_whole_chain(tmp_path, llama_folder, mo
 @pytest.mark.slow
 def test_killed_processes_end_together_and_resume_to_the_same_weights(tmp_path, llama_folder, monkeypatch):
     monkeypatch.setenv("SELECTUNE_CACHE", str(tmp_path / "cache"))
-    given = recipe(tmp_path, llama_folder, training={"processes": 2, "epochs": 40, "save_steps": 5, "evaluations": 2})
+    given = recipe(tmp_path, llama_folder, training={"processes": 2, "epochs": 2, "save_steps": 8, "evaluations": 2})
     file = put(tmp_path, "recipe.yaml", json.dumps(given))
     whole = specialize(recipe=given, name="whole", quiet=True)
     command = [sys.executable, "-m", "selectune.cli", "specialize", "--recipe", str(file), "--name", "killed", "--quiet"]
