@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -161,6 +162,8 @@ def calibrate(
     kept = remembers(model, recipe, lengths)
     room = len(rows) + len(dev) if kept else 0
     watch = _Watch(kept, bool(dev), seconds)
+    for left in folder.glob(".calibration-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as name, Meter("calibration") as meter:
         begin, place = time.perf_counter(), Path(name)
         if torch.cuda.is_available():
