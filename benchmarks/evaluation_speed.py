@@ -4,7 +4,7 @@ Both run the same lm-eval tasks on the same local files, in one process, in turn
 each task; then both are measured several times. Ours counts everything: its own checks, the fp32 copy, and near-ties in fp32.
 Loading models and files is counted for neither.
 
-    python benchmarks/evaluation_speed.py --data-root ../shared/data
+    python -m benchmarks.evaluation_speed --data-root ../shared/data
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Bench:
         for _ in range(repeats):
             speed, count, again = self.ours(name, few_shot, items)
             ours.append(speed)
-            if sweep or len(theirs) < 1:
+            if sweep:
                 theirs.append(self.theirs(name, few_shot, items, dtype, size))
         ratios = [a / b for a, b in zip(ours, theirs * (repeats if len(theirs) == 1 else 1), strict=True)]
         return {
