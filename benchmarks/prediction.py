@@ -61,7 +61,7 @@ def main() -> None:
             cell = CELLS[name]
             recipe = {
                 "name": name, "output": folder, "evaluation": MEASURED, **cell,
-                "data": {"train": str(data), "limit": given.records},
+                "data": {"train": str(data), "limit": given.records, "dev_fraction": 0.005},
                 "training": {"epochs": 50, "max_steps": given.steps, "evaluations": 2, **cell.get("training", {})},
             }  # fmt: skip
             plan, costs = ask(PLAN, recipe), ask(RUN, recipe)
