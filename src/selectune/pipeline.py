@@ -542,7 +542,7 @@ class _Chain:
 _REHEARSED = (1, 4)
 """Examples on which a prediction chooses: twice, so that what an example takes is told from what the choice takes anyway."""
 _TOGETHER = "training_cost.json"  # what several processes cost, for the one that started them
-MEASUREMENTS = 2
+MEASUREMENTS = 3
 """Raise it when what is measured changes: kept measurements of bases are then taken anew."""
 _JUDGING = {"confidence", "tolerance", "require_retention"}
 

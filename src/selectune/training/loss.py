@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selectune.models.attention import attend_by_record, record_spans
 from selectune.models.head import SplitModel
+from selectune.models.norms import short_norms
 from selectune.objectives.objective import Objective
 from selectune.training.prefix import PrefixCache
 
@@ -33,6 +34,10 @@ class LossOfModel(nn.Module):
         self.split = SplitModel(model)
         self.prefix: PrefixCache | None = None
         self.by_record = False
+        if bfloat16:  # autocast casts an adapter's weights to its input's dtype, and PEFT the input to the weights'
+            for layer in model.modules():
+                if hasattr(layer, "cast_input_dtype_enabled"):
+                    layer.cast_input_dtype_enabled = False
         self._reference = None
         if objective.needs_reference and not hasattr(model, "disable_adapter"):
             base = copy.deepcopy(self.split.causal).requires_grad_(False)
@@ -63,8 +68,8 @@ class LossOfModel(nn.Module):
 
     @contextmanager
     def attending(self, rows: list[dict[str, Tensor]]) -> Iterator[None]:
-        """Within, records attend by themselves where that gives what the model's own attention gives."""
-        with attend_by_record(self.causal, rows) as self.by_record:
+        """Within, records attend by themselves and norms are short, where that gives what the model's own give."""
+        with attend_by_record(self.causal, rows) as self.by_record, short_norms(self.causal):
             try:
                 yield
             finally:

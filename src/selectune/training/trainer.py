@@ -78,7 +78,7 @@ class SelectiveTrainer(Trainer):
     def keep_prefix(self, rows: int, folder: Path) -> None:
         """Compute the frozen beginning of the model once for each sequence, where there is one."""
         blocks, frozen = frozen_blocks(self.model.causal)
-        lengths = {len(row["input_ids"]) for row in self.train_dataset or []}
+        lengths = set(self._lengths())
         if frozen and len(lengths) == 1:
             shared = folder / "prefix" if processes.count() > 1 else None
             if shared and processes.first():
@@ -109,8 +109,12 @@ class SelectiveTrainer(Trainer):
         self._meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel())
         return total / count * self.accelerator.num_processes  # whose gradients are averaged
 
+    def _lengths(self) -> list[int]:
+        rows: Any = self.train_dataset
+        return [len(row["input_ids"]) for row in rows]
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        lengths = [len(row["input_ids"]) for row in self.train_dataset or []]
+        lengths = self._lengths()
         if len(set(lengths)) > 1:
             return LikeLengths(lengths, self.args.per_device_train_batch_size, int(self.args.data_seed or 0))
         return super()._get_train_sampler(train_dataset)
