@@ -1,7 +1,7 @@
 """How long until a model is as good as the better of two peers becomes in one epoch?
 
-The peers (TRL with LoRA, and TRL's full fine-tuning) train one epoch on 600 GSM8K records at four learning rates each; the lowest development loss of the
-eight, with the forgetting that came with it, is the mark. Ours then trains until it reaches the mark.
+The peers (TRL with LoRA, and TRL's full fine-tuning) train one epoch on 600 GSM8K records at four learning rates each; the lowest
+development loss of the eight, with the forgetting that came with it, is the mark. Ours then trains until it reaches the mark.
 
     python benchmarks/time_to_quality.py peers --data-root ../shared/data      (about two hours; every cell is kept)
     python benchmarks/time_to_quality.py ours --data-root ../shared/data
@@ -23,12 +23,16 @@ from typing import Any
 import torch
 
 from benchmarks.peers import Peer, as_record, gsm8k, trl_trainer
+from selectune import catalogue, training
 from selectune.data import Encoder, pack
 from selectune.evaluation import measure_forgetting
+from selectune.meter import Meter
 from selectune.models import load_base
 from selectune.models.builtin import BUILTIN
 from selectune.models.head import SplitModel
 from selectune.objectives.cross_entropy import CrossEntropy
+from selectune.parameters import Selection
+from selectune.recipe import TrainingRecipe
 from selectune.training.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,18 +92,64 @@ def one_peer(peer: Peer, rate: float, root: Path, file: Path) -> None:
     print(peer, rate, cells[f"{peer} {rate:g}"], flush=True)
 
 
+OURS: dict[str, dict[str, Any]] = {
+    "LoRA, one sequence a step": {"form": "lora", "rate": 3e-3, "batch": 1, "epochs": 1},
+    "LoRA": {"form": "lora", "rate": 3e-3, "batch": 2, "epochs": 1},
+    "LoRA r64": {"form": "lora:rank=64,alpha=128", "rate": 2e-3, "batch": 2, "epochs": 1},
+    "last 12 blocks": {"form": "full", "blocks": 12, "rate": 3e-4, "batch": 1, "epochs": 2},
+    "full, one sequence a step": {"form": "full", "rate": 7e-5, "batch": 1, "epochs": 1},
+}
+
+
+def ours(name: str, root: Path, file: Path) -> None:
+    """Train ours and write down the development loss as it falls."""
+    cell = OURS[name]
+    base = load_base(BUILTIN)
+    torch.manual_seed(0)
+    encoder = Encoder(base.tokenizer)
+
+    def packed(first: int, count: int) -> list[dict[str, torch.Tensor]]:
+        pieces = [piece for row in gsm8k(root, first, count) for piece in encoder.encode(as_record(row))]
+        return pack(pieces, 512, pad_id=base.tokenizer.pad_token_id)
+
+    rows = packed(0, TRAIN)
+    names = [n for block in base.anatomy.blocks[-cell.get("blocks", 30) :] for n in block.parameters]
+    selection = Selection.of(base.model, names) if "blocks" in cell else Selection.all(base.model)
+    model = catalogue.create("adapters", cell["form"]).apply(base, selection, 0)
+    recipe = TrainingRecipe(
+        batch_sequences=cell["batch"], micro_batch_sequences=cell["batch"], evaluations=cell.get("evaluations", 8)
+    )
+    steps = cell["epochs"] * -(-len(rows) // cell["batch"])
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder) / "metrics.jsonl"
+        training.train(model, rows, packed(TRAIN, DEV), recipe=recipe, steps=steps, learning_rate=cell["rate"], bfloat16=True,
+                       objective=CrossEntropy(), folder=Path(folder) / "c", metrics=metrics, seed=0, meter=Meter("train"),
+                       quiet=True)  # fmt: skip
+        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found[name] = {"steps": steps, "tokens_per_step": 512 * cell["batch"],
+                   "dev_loss": [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
+                   "seconds_while_busy": lines[-1].get("seconds", lines[-2].get("seconds")), "end": quality(model, root)}  # fmt: skip
+    file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(name, found[name], flush=True)
+
+
 def main() -> None:
     """Run one side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=["peers", "peer", "ours"])
     parser.add_argument("--peer", choices=["lora", "full"])
     parser.add_argument("--rate", type=float)
+    parser.add_argument("--cell", choices=list(OURS), nargs="*", default=list(OURS))
     parser.add_argument("--data-root", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.side == "peers":
         peers(arguments.data_root, PEERS)
     elif arguments.side == "peer":
         one_peer(arguments.peer, arguments.rate, arguments.data_root, PEERS)
+    else:
+        for name in arguments.cell:
+            ours(name, arguments.data_root, RESULTS / "time_to_quality_ours.json")
 
 
 if __name__ == "__main__":

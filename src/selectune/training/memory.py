@@ -178,7 +178,7 @@ def micro_batch(footprint: Footprint, recipe: TrainingRecipe, budget: BudgetReci
     tokens = AUTO_TOKENS if not torch.cuda.is_available() else float("inf")
     fits = [
         count
-        for count in divisors(recipe.batch_sequences)
+        for count in divisors(max(1, recipe.batch_sequences // recipe.processes))
         if count * footprint.length <= tokens and footprint.at(recipe, count).total <= limit
     ]
     return max(fits, default=1)

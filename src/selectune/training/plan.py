@@ -89,6 +89,26 @@ def plan_steps(
     return min(limits)
 
 
+def accumulation(recipe: TrainingRecipe, micro: int, processes: int) -> int:
+    """Return how many forward passes of each process make a batch.
+
+    Raises:
+        UserError: the processes cannot share the batch evenly, or it is more than one pass and each parameter steps as soon as it can.
+    """
+    if processes > 1 and recipe.batch_sequences % (micro * processes):
+        raise UserError(
+            f"a batch of {recipe.batch_sequences} sequences cannot be shared by {processes} processes of {micro} at a time",
+            field="training.batch_sequences", expected=f"a multiple of {micro * processes}",
+        )  # fmt: skip
+    passes = math.ceil(recipe.batch_sequences / (micro * processes))
+    if recipe.step_in_backward and (processes > 1 or passes > 1 or recipe.clip_norm):
+        raise UserError(
+            "a parameter that steps as soon as its gradient is there knows no other micro-batch, process or norm of all gradients",
+            field="training.step_in_backward", expected="one process, micro_batch_sequences equal to batch_sequences, clip_norm: null",
+        )  # fmt: skip
+    return passes
+
+
 def intervals(recipe: TrainingRecipe, steps: int, dev_sequences: int) -> tuple[int | None, int]:
     """Return after how many steps a run evaluates (None: never) and saves."""
     evaluate = max(1, steps // recipe.evaluations) if recipe.evaluations and dev_sequences else None

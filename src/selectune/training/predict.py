@@ -28,10 +28,12 @@ from selectune.meter import Meter
 from selectune.objectives.objective import Objective
 from selectune.recipe import BudgetRecipe, Recipe, TrainingRecipe
 from selectune.run import write_atomically
+from selectune.training import processes
 from selectune.training.memory import Footprint, memory_limit, memory_problem, micro_batch
 from selectune.training.plan import (
     Passes,
     Plan,
+    accumulation,
     flops,
     passes,
     passes_of_steps,
@@ -225,9 +227,13 @@ def plan(
         return Plan(**json.loads(file.read_text(encoding="utf-8")))
     footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16)
     micro = micro_batch(footprint, recipe.training, recipe.budget)
+    accumulation(recipe.training, micro, max(recipe.training.processes, processes.count()))
     problem = memory_problem(footprint, recipe.training, recipe.budget, micro)
     if problem:
         raise problem
+    if recipe.budget.minutes and processes.count() > 1:
+        raise UserError("a budget in minutes is planned by one process", field="budget.minutes",
+                        mend="start one process and set training.processes")  # fmt: skip
     settings = recipe.training.model_copy(update={"micro_batch_sequences": micro})
     predicted = None
     if recipe.budget.minutes:

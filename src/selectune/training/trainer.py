@@ -10,7 +10,6 @@ Does not know: which weights train, in which form, or how the records were made.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from selectune.run import write_atomically
 from selectune.training import processes
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
-from selectune.training.plan import intervals
+from selectune.training.plan import accumulation, intervals
 from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.processes import Interrupted
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
@@ -67,9 +66,7 @@ class SelectiveTrainer(Trainer):
 
     model: LossOfModel
 
-    def __init__(
-        self, model: LossOfModel, learning_rate_hint: str, meter: Meter, step_in_backward: bool, **kwargs: Any
-    ) -> None:
+    def __init__(self, model: LossOfModel, learning_rate_hint: str, meter: Meter, step_in_backward: bool, **kwargs: Any) -> None:
         self._step_in_backward = step_in_backward
         super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the response tokens of the whole batch
@@ -237,18 +234,7 @@ def train(
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
     micro = recipe.micro_batch_sequences
     assert micro != "auto"
-    together = processes.count()
-    if recipe.batch_sequences % together or (together > 1 and recipe.batch_sequences % (micro * together)):
-        raise UserError(
-            f"{recipe.batch_sequences} sequences in a batch cannot be shared by {together} processes of {micro} at a time",
-            field="training.batch_sequences", expected=f"a multiple of {micro * together}",
-        )  # fmt: skip
-    accumulation = math.ceil(recipe.batch_sequences / (micro * together))
-    if recipe.step_in_backward and (together > 1 or accumulation > 1 or recipe.clip_norm):
-        raise UserError(
-            "a parameter that steps as soon as its gradient is there knows no other micro-batch, process or norm of all gradients",
-            field="training.step_in_backward", expected="one process, micro_batch_sequences equal to batch_sequences, clip_norm: null",
-        )  # fmt: skip
+    passes = accumulation(recipe, micro, processes.count())
     evaluate_every, save_every = intervals(recipe, steps, len(dev_data))
     keep_best = bool(recipe.keep_best and evaluate_every)
     schedule, schedule_options = _SCHEDULES.get(recipe.schedule, recipe.schedule), {}
@@ -263,7 +249,7 @@ def train(
         max_steps=steps,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=passes,
         optim=_OPTIMISERS[recipe.optimiser],
         learning_rate=learning_rate,
         adam_beta1=recipe.adam_betas[0],
