@@ -21,6 +21,8 @@ NAME = "selectune_by_record"
 
 BLOCK = 128
 """Queries whose scores are made at once: keys after them are never met."""
+ROUND = 32
+"""Sizes are multiples of this: for every new size of a bf16 product a kernel is compiled (two to six milliseconds), and kept for a while."""
 KEPT_LENGTH = 512
 """Records up to this length keep their attention weights for the backward pass; longer ones make them again."""
 
@@ -56,9 +58,10 @@ class _ByRecord(torch.autograd.Function):
         result = query.new_zeros(*query.shape[:3], value.shape[-1])
         kept = []
         for start, end in spans:
-            for a, b in _blocks(start, end):
-                weights = _weights(query, key, start, a, b)
-                result[:, :, a:b] = torch.bmm(weights, value[:, start:b]).view(*result.shape[:2], b - a, -1)
+            for a, b, stop in _blocks(start, end, query.shape[2]):
+                weights = _weights(query, key, start, a, stop)
+                found = torch.bmm(weights, value[:, start:stop]).view(*result.shape[:2], stop - a, -1)
+                result[:, :, a:b] = found[:, :, : b - a]
                 if end - start <= KEPT_LENGTH:
                     kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
@@ -72,20 +75,29 @@ class _ByRecord(torch.autograd.Function):
         kept = iter(rest)
         of_query, of_key, of_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
         for start, end in ctx.spans:
-            for a, b in _blocks(start, end):
-                weights = next(kept) if end - start <= KEPT_LENGTH else _weights(query, key, start, a, b)
-                asked = query[:, :, a:b].flatten(1, 2)
-                wanted = gradient[:, :, a:b].flatten(1, 2)
-                of_value[:, start:b].add_(torch.bmm(weights.transpose(1, 2), wanted))
-                of_weights = torch.bmm(wanted, value[:, start:b].transpose(1, 2))
+            for a, b, stop in _blocks(start, end, query.shape[2]):
+                weights = next(kept) if end - start <= KEPT_LENGTH else _weights(query, key, start, a, stop)
+                asked = query[:, :, a:stop].flatten(1, 2)
+                wanted = gradient[:, :, a:stop].clone(memory_format=torch.contiguous_format)
+                wanted[:, :, b - a :] = 0  # queries of the next record, there to fill up the block
+                wanted = wanted.flatten(1, 2)
+                of_value[:, start:stop].add_(torch.bmm(weights.transpose(1, 2), wanted))
+                of_weights = torch.bmm(wanted, value[:, start:stop].transpose(1, 2))
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                of_query[:, :, a:b] = torch.bmm(of_scores, key[:, start:b]).view(*query.shape[:2], b - a, -1)
-                of_key[:, start:b].add_(torch.bmm(of_scores.transpose(1, 2), asked))
+                found = torch.bmm(of_scores, key[:, start:stop]).view(*query.shape[:2], stop - a, -1)
+                of_query[:, :, a:b] = found[:, :, : b - a]
+                of_key[:, start:stop].add_(torch.bmm(of_scores.transpose(1, 2), asked))
         return of_query.mul_(ctx.scale), of_key, of_value, None, None
 
 
-def _blocks(start: int, end: int) -> list[tuple[int, int]]:
-    return [(a, min(a + BLOCK, end)) for a in range(start, end, BLOCK)]
+def _blocks(start: int, end: int, tokens: int) -> list[tuple[int, int, int]]:
+    """Cut a record into blocks of queries, ``(first, end, end of what is computed)``: sizes are rounded up, where tokens follow."""
+    blocks = []
+    for a in range(start, end, BLOCK):
+        b = min(a + BLOCK, end)
+        stop = a + -(-(b - a) // ROUND) * ROUND
+        blocks.append((a, b, stop if stop <= tokens else b))
+    return blocks
 
 
 def _weights(query: Tensor, key: Tensor, start: int, a: int, b: int) -> Tensor:
