@@ -66,7 +66,7 @@ class DataRecipe(Section):
     contamination: Literal["remove", "report", "off"] = "remove"
     """Training records that overlap with an evaluation set of the run (equal, or sharing a 13-word sequence)."""
     limit: Positive | None = None
-    """Use at most this many training records, chosen by hash of their content."""
+    """Use at most this many training records, chosen by hash of their content, and the same share of the development records."""
 
 
 class TrainingRecipe(Section):

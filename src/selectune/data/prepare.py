@@ -6,6 +6,7 @@ Does not know: tokens, models, or how the evaluation sets were read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,10 @@ def prepare(recipe: DataRecipe, evaluation_texts: dict[str, list[str]] | None = 
     if recipe.limit and len(train) > recipe.limit:
         chosen = {record.key for record in sorted(train, key=lambda record: record.key)[: recipe.limit]}
         account.drop("limit", [record for record in train if record.key not in chosen])
-        train = [record for record in train if record.key in chosen]
+        share, train = recipe.limit / len(train), [record for record in train if record.key in chosen]
+        kept = {record.key for record in sorted(dev, key=lambda record: record.key)[: math.ceil(share * len(dev))]}
+        account.drop("limit", [record for record in dev if record.key not in kept])
+        dev = [record for record in dev if record.key in kept]
     if not train:
         reasons = ", ".join(f"{item.count} {item.reason}" for item in account.dropped) or "all went into dev and test"
         raise UserError(f"nothing is left to train on ({reasons})", file=_name(recipe.train), field="data.train",
