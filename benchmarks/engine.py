@@ -31,17 +31,17 @@ from benchmarks.peers import StepTimes, as_record, gsm8k, trl_trainer
 RESULTS = Path(__file__).parent / "results"
 LENGTH, BATCH, WARM = 512, 2, 2
 CELLS: dict[str, dict[str, Any]] = {
-    "TRL LoRA": {"peer": "lora", "steps": 8},
-    "LoRA": {"form": "lora", "steps": 10},
-    "LoRA, two processes": {"form": "lora", "steps": 10, "processes": 2},
-    "TRL full": {"peer": "full", "steps": 8},
-    "full": {"form": "full", "steps": 10},
-    "full, two processes": {"form": "full", "steps": 10, "processes": 2},
-    "6 of 30 blocks": {"form": "full", "blocks": 6, "steps": 10},
-    "6 of 30 blocks, remembered": {"form": "full", "blocks": 6, "steps": 18, "warm": 6, "sequences": 12},
-    "6 of 30 blocks, two processes": {"form": "full", "blocks": 6, "steps": 10, "processes": 2},
+    "TRL LoRA": {"peer": "lora", "steps": 6},
+    "LoRA": {"form": "lora", "steps": 8},
+    "LoRA, two processes": {"form": "lora", "steps": 8, "processes": 2},
+    "TRL full": {"peer": "full", "steps": 6},
+    "full": {"form": "full", "steps": 8},
+    "full, two processes": {"form": "full", "steps": 8, "processes": 2},
+    "6 of 30 blocks": {"form": "full", "blocks": 6, "steps": 8},
+    "6 of 30 blocks, remembered": {"form": "full", "blocks": 6, "steps": 14, "warm": 6, "sequences": 12},
+    "6 of 30 blocks, two processes": {"form": "full", "blocks": 6, "steps": 8, "processes": 2},
     "6 of 30 blocks, remembered, two processes": {
-        "form": "full", "blocks": 6, "steps": 18, "warm": 6, "sequences": 12, "processes": 2,
+        "form": "full", "blocks": 6, "steps": 14, "warm": 6, "sequences": 12, "processes": 2,
     },
     "5 % of the weights: rows": {"form": "full", "part": "rows", "steps": 8},
     "5 % of the weights: blocks of 64": {"form": "full", "part": "blocks", "steps": 8},

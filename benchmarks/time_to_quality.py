@@ -96,8 +96,8 @@ OURS: dict[str, dict[str, Any]] = {
     "LoRA, one sequence a step": {"form": "lora", "rate": 3e-3, "batch": 1, "epochs": 1},
     "LoRA": {"form": "lora", "rate": 3e-3, "batch": 2, "epochs": 1},
     "LoRA r64": {"form": "lora:rank=64,alpha=128", "rate": 2e-3, "batch": 2, "epochs": 1},
-    "last 12 blocks": {"form": "full", "blocks": 12, "rate": 3e-4, "batch": 1, "epochs": 2},
-    "full, one sequence a step": {"form": "full", "rate": 7e-5, "batch": 1, "epochs": 1},
+    "last 12 blocks": {"form": "full", "blocks": 12, "rate": 3e-4, "batch": 1, "epochs": 2, "cell": "12 of 30 blocks"},
+    "full, one sequence a step": {"form": "full", "rate": 7e-5, "batch": 1, "epochs": 1, "cell": "full"},
 }
 
 
@@ -127,7 +127,7 @@ def ours(name: str, root: Path, file: Path) -> None:
                        quiet=True)  # fmt: skip
         lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    found[name] = {"steps": steps, "tokens_per_step": 512 * cell["batch"],
+    found[name] = {"cell": cell.get("cell", "LoRA"), "steps": steps, "tokens_per_step": 512 * cell["batch"],
                    "dev_loss": [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],
                    "seconds_while_busy": lines[-1].get("seconds", lines[-2].get("seconds")), "end": quality(model, root)}  # fmt: skip
     file.write_text(json.dumps(found, indent=1), encoding="utf-8")
