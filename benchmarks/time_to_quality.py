@@ -94,8 +94,7 @@ def one_peer(peer: Peer, rate: float, root: Path, file: Path) -> None:
 
 OURS: dict[str, dict[str, Any]] = {
     "LoRA, one sequence a step": {"form": "lora", "rate": 3e-3, "batch": 1, "epochs": 1},
-    "LoRA": {"form": "lora", "rate": 3e-3, "batch": 2, "epochs": 1},
-    "LoRA r64": {"form": "lora:rank=64,alpha=128", "rate": 2e-3, "batch": 2, "epochs": 1},
+    "LoRA": {"form": "lora", "rate": 2e-3, "batch": 2, "epochs": 1.3, "evaluations": 6},
     "last 12 blocks": {"form": "full", "blocks": 12, "rate": 3e-4, "batch": 1, "epochs": 2, "cell": "12 of 30 blocks"},
     "full, one sequence a step": {"form": "full", "rate": 7e-5, "batch": 1, "epochs": 1, "cell": "full"},
 }
@@ -119,7 +118,7 @@ def ours(name: str, root: Path, file: Path) -> None:
     recipe = TrainingRecipe(
         batch_sequences=cell["batch"], micro_batch_sequences=cell["batch"], evaluations=cell.get("evaluations", 8)
     )
-    steps = cell["epochs"] * -(-len(rows) // cell["batch"])
+    steps = round(cell["epochs"] * -(-len(rows) // cell["batch"]))
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder) / "metrics.jsonl"
         training.train(model, rows, packed(TRAIN, DEV), recipe=recipe, steps=steps, learning_rate=cell["rate"], bfloat16=True,

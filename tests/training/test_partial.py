@@ -5,10 +5,12 @@ import torch
 
 from selectune import catalogue
 from selectune.adapters import load_specialist
+from selectune.meter import Cost
 from selectune.models import Anatomy, load_base
 from selectune.models.head import SplitModel
 from selectune.parameters.selection import Part, Selection
-from selectune.training.partial import _Product, entries, train_entries
+from selectune.training.partial import _Product, entries, multiplications, train_entries
+from selectune.training.plan import flops
 from tests.tiny import ARCHITECTURES, tiny
 
 FORMS = ["rows", "columns", "blocks", "elements", "few_elements", "vector"]
@@ -134,6 +136,19 @@ def test_the_product_has_the_size_of_the_part():
     assert _Product(Part(shape, "blocks", [0, 9, 20], 16)).multiplications() == 3 * 256
     assert _Product(Part(shape, "elements", [0, 1, 63])).multiplications() == 64  # of one row
     assert _Product(Part(shape, "elements", [0, 64, 64 * 90])).multiplications() == 96  # of one column
+
+
+def test_operations_count_the_products():
+    model = tiny("llama")
+    anatomy = Anatomy.of(model)
+    name, shape = "model.layers.2.mlp.up_proj.weight", (128, 64)
+    train_entries(model, Selection({name: Part(shape, "rows", [1, 5])}))
+    assert multiplications(model) == 2 * 64
+    block = sum(anatomy.sizes[n] for n in anatomy.blocks[0].parameters)
+    cost = Cost(stage="train", forward_tokens=10, backward_tokens=10)
+    assert flops(anatomy, model, cost) == 2 * (10 * 4 * block + 10 * (2 * block + 2 * 64))
+    train_entries(other := tiny("llama"), Selection({"model.embed_tokens.weight": Part((anatomy.vocabulary, 64), "rows", [3])}))
+    assert flops(anatomy, other, cost) == 2 * (10 * 4 * block + 10 * (4 * block + 64))
 
 
 def test_columns_keep_only_their_inputs():

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from selectune.parameters.selection import Part, Selection
 
+_PARTS = "_parts_that_train"
 ENTRIES = "entries_of_"
 """Before a parameter's name, in the module that holds it: the entries that train."""
 
@@ -65,6 +66,15 @@ def entries(model: nn.Module) -> dict[str, Tensor]:
                 seen.add(id(value))
                 found[f"{name}.{key.removeprefix(ENTRIES)}".removeprefix(".")] = value
     return found
+
+
+def multiplications(model: nn.Module) -> int:
+    """Return the size, for one token, of the products that give the gradients of all that trains."""
+    whole = {id(value): value.numel() for value in model.parameters() if value.requires_grad}
+    for module in model.modules():
+        for part in getattr(module, _PARTS, {}).values():
+            whole[id(part.values)] = part.values.numel() if part.product is None else part.product.multiplications()
+    return sum(whole.values())
 
 
 class _Trained:
@@ -209,6 +219,7 @@ class _OfRows(torch.autograd.Function):
 
 def _become_partial(module: nn.Module, key: str, trained: _Trained) -> None:
     """Give a module a class of its own in which the weight ``key`` has entries that train."""
+    module.__dict__.setdefault(_PARTS, {})[key] = trained
     kind = type(module)
     plain = kind.forward
     body: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from selectune.errors import UserError
 from selectune.meter import Cost
 from selectune.models.head import SplitModel
 from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.training.partial import entries, multiplications
 from selectune.training.prefix import MEMORY_SHARE, frozen_blocks
 
 if TYPE_CHECKING:
@@ -199,18 +200,18 @@ def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> 
     """Return the floating-point operations of a training run's matrix products with weights.
 
     Per token: 2 for each block weight forward; 2 more for each weight at or above the lowest trained block, for the gradient of its
-    input; and 2 for each trained weight. The head and attention's own products are left out, and the blocks below the lowest
-    trained one for tokens that skipped them.
+    input; and 2 for each trained weight (of a part of a matrix, for each entry of the product that gives its gradient). The head and
+    attention's own products are left out, and the blocks below the lowest trained one for tokens that skipped them.
 
     Args:
         cost: with the tokens that went through the model, or, ahead of the run, those of :attr:`Passes.cost`.
     """
-    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    trained = {name for name, value in model.named_parameters() if value.requires_grad} | entries(model).keys()
     counts = [sum(_size(anatomy, name) for name in block.parameters) for block in anatomy.blocks]
     prefixes = [f"{block.prefix}." for block in anatomy.blocks]
     touched = [i for i, prefix in enumerate(prefixes) if any(prefix in name for name in trained)]
     lowest = 0 if not touched or any(name in trained for name in anatomy.embeddings) else touched[0]
-    weights = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    weights = multiplications(model)
     forward = cost.forward_tokens * sum(counts) - skipped_tokens * sum(counts[:lowest])
     return 2.0 * (forward + cost.backward_tokens * (sum(counts[lowest:]) + weights))
 
