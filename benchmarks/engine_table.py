@@ -130,7 +130,8 @@ def main() -> None:
     """Write the page."""
     engine, evaluation = read("engine.json"), read("evaluation_speed.json")
     quality, said = quality_table(read("time_to_quality_peers.json"), read("time_to_quality_ours.json"), engine)
-    items = evaluation.get("headline", "not measured")
+    items = "; ".join(f"{row['task']} **{row['ratio']:.1f}** ({min(row['ratios']):.1f} to {max(row['ratios']):.1f})"
+                      for row in evaluation.get("tasks", [])) or "not measured"  # fmt: skip
     notes = (RESULTS / "engine_notes.md").read_text(encoding="utf-8") if (RESULTS / "engine_notes.md").exists() else ""
     page = ["# The engine, measured", "", notes.strip(), "", "## Against the aims", "", *headline(engine, said, items), "", "## Every cell", "",
             *cells_table(engine["cells"]), "", "## Time to quality", "", *quality, ""]  # fmt: skip
