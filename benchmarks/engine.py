@@ -199,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", help="cells whose name begins with one of these")
+    parser.add_argument("--only", nargs="*", help="cells, by name")
     parser.add_argument("--busy", action="store_true", help="measure although the machine is busy")
     parser.add_argument("--growth", action="store_true", help="only how a step grows with tokens and blocks")
     parser.add_argument("--cell", choices=list(CELLS), help=argparse.SUPPRESS)
@@ -220,7 +220,7 @@ def main() -> None:
         arguments.output.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         return
     kept["matrix_flops_per_second"] = matrix_limit()
-    names = [name for name in CELLS if not arguments.only or name.startswith(tuple(arguments.only))]
+    names = [name for name in CELLS if not arguments.only or name in arguments.only]
     for _ in range(arguments.rounds):
         for name in names:
             found = run_cell(name, arguments.data_root)

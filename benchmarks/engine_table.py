@@ -53,7 +53,7 @@ def headline(engine: dict[str, Any], time_to_quality: str, items: str) -> list[s
          f"{ratio(cells, '6 of 30 blocks, remembered', 'TRL LoRA')}; two processes "
          f"{ratio(cells, '6 of 30 blocks, remembered, two processes', 'TRL LoRA')}"),
         ("share of the measured matrix-product limit, full fine-tuning", "30 %", "50 %",
-         f"{'; two processes '.join(share)} (of {limit:,.0f} tokens/s)"),
+         f"{'; two processes '.join(share)} (of {limit:,.0f} tokens/s at 6 operations a parameter and token; prompt tokens never meet the head)"),
         ("time to quality, theirs / ours", "3", "6", time_to_quality),
         ("peak memory of 5 % selected weights / TRL LoRA", "0.6", "0.4", "; ".join(
             f"{name.split(': ')[1]} {ratio(cells, name, 'TRL LoRA', 'peak_memory_bytes')}" for name in cells if name.startswith("5 %"))),

@@ -92,8 +92,8 @@ class TrainingRecipe(Section):
     micro_batch_sequences: Positive | Literal["auto"] = 2
     """Packed sequences in one forward pass; the rest of the batch is accumulated. ``auto``: the most that are of use and fit the memory."""
     processes: Positive = 1
-    """Processes that train together on this machine, each on its share of every batch, with a share of the cores. On a CPU two processes of
-    one thread are faster than one of two threads, and need the memory of two. A launcher's processes are used whatever this says."""
+    """Processes that train together on this machine, each on its share of every batch, with a share of the cores. Meant for several
+    accelerators or sockets: on two cores one process of two threads is the faster. A launcher's processes are used whatever this says."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay, on what trains and nothing else."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
