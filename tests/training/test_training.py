@@ -224,7 +224,6 @@ def test_it_stops_early_when_the_development_loss_rises_and_keeps_the_best(tmp_p
 
 
 def test_trackers_of_the_ecosystem_are_fed(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
     run_training(tmp_path, TrainingRecipe(batch_sequences=2, micro_batch_sequences=2, report_to=["tensorboard"]), steps=2)
     assert list(tmp_path.rglob("events.out.tfevents*"))

@@ -259,9 +259,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except PermissionError:
-        raise UserError("may not be read", file=path, mend="change its permissions") from None
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(_bytes(path)))
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"the parquet file is truncated or damaged ({reason})", file=path,
