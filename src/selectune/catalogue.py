@@ -1,6 +1,6 @@
 """The index of methods: every published answer, by axis and by name.
 
-Knows: what every method has in common (a name, an axis, a paper, a summary, its departures from the paper, and its
+Knows: what every method has in common (a name, an axis, a family, a paper, a summary, its departures from the paper, and its
 hyper-parameters as pydantic fields), and how a method is found by name, here or in a third party's package.
 Does not know: what any method does. Each axis adds its own abstract class (``ParameterMethod``, ``Form``, ...).
 
@@ -28,10 +28,12 @@ _loaded = False
 class Method(BaseModel):
     """One answer to the question of one axis; its fields are its hyper-parameters."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: ClassVar[str]
     axis: ClassVar[str]
+    family: ClassVar[str] = ""
+    """The page of docs/methods that it stands on; left out: the axis."""
     paper: ClassVar[str] = ""
     summary: ClassVar[str]
     departs: ClassVar[str] = ""

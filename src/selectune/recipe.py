@@ -176,11 +176,11 @@ class Recipe(Section):
     """Allow a hub model to run its own code. Off unless you trust its author."""
     data: DataRecipe = Field(default_factory=DataRecipe)
     parameters: MethodChoice = "all"
-    """Which weights may change: ``all``, ``fisher_blocks``, ``random_blocks``, ``first_blocks``, ``last_blocks``, ``spread_blocks``."""
+    """Which weights may change; ``selectune methods parameters`` lists the answers."""
     form: MethodChoice = "lora"
-    """In which form they change: ``full`` (in place), ``lora``, ``qlora``."""
+    """In which form they change; ``selectune methods adapters`` lists the answers."""
     objective: MethodChoice = "cross_entropy"
-    """By which loss."""
+    """By which loss; ``selectune methods objectives`` lists the answers."""
     training: TrainingRecipe = Field(default_factory=TrainingRecipe)
     budget: BudgetRecipe = Field(default_factory=BudgetRecipe)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)

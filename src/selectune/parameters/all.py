@@ -12,6 +12,7 @@ class All(ParameterMethod):
     """Every parameter, the embeddings included."""
 
     name: ClassVar[str] = "all"
+    family: ClassVar[str] = "controls"
     summary: ClassVar[str] = "Every weight of the base."
 
     def select(self, context: Context) -> Selection:
