@@ -9,7 +9,7 @@ from selectune.data import Encoder, Message, Record
 from selectune.meter import Meter
 from selectune.models import load_base
 from selectune.parameters import Context, Selection
-from selectune.parameters.scores import block_norms, fisher_diagonal
+from selectune.parameters.factors.scores import block_norms, fisher_diagonal
 from tests.contracts.test_forms_and_parameters import train_a_little
 from tests.tiny import tiny
 

@@ -12,13 +12,15 @@ import torch
 from pydantic import Field
 
 from selectune.errors import UserError
+from selectune.parameters.factors.scores import block_norms, fisher_diagonal, top
 from selectune.parameters.method import Context, ParameterMethod
-from selectune.parameters.scores import block_norms, fisher_diagonal, top
 from selectune.parameters.selection import Selection
 
 
 class Blocks(ParameterMethod):
     """k whole blocks; embeddings, norms outside the blocks and the head stay as they are."""
+
+    family: ClassVar[str] = "blocks"
 
     k: Annotated[int, Field(gt=0)] = 8
     """How many blocks train."""
@@ -72,6 +74,7 @@ class LowestFisherBlocks(FisherBlocks):
     """Control: the k blocks with the lowest Fisher score."""
 
     name: ClassVar[str] = "lowest_fisher_blocks"
+    family: ClassVar[str] = "controls"
     summary: ClassVar[str] = "Control: the k blocks with the lowest Fisher information."
 
     def pick(self, scores: dict[int, float]) -> list[int]:
@@ -82,6 +85,7 @@ class RandomBlocks(Blocks):
     """Control: k blocks at random, by the run's seed."""
 
     name: ClassVar[str] = "random_blocks"
+    family: ClassVar[str] = "controls"
     summary: ClassVar[str] = "Control: k blocks at random."
 
     def choose(self, context: Context, count: int) -> list[int]:
@@ -92,6 +96,7 @@ class FirstBlocks(Blocks):
     """Control: the k blocks next to the embeddings."""
 
     name: ClassVar[str] = "first_blocks"
+    family: ClassVar[str] = "controls"
     summary: ClassVar[str] = "Control: the k blocks next to the embeddings."
 
     def choose(self, context: Context, count: int) -> list[int]:
@@ -102,6 +107,7 @@ class LastBlocks(Blocks):
     """Control: the k blocks next to the head; also the cheapest, since nothing below them needs a backward pass."""
 
     name: ClassVar[str] = "last_blocks"
+    family: ClassVar[str] = "controls"
     summary: ClassVar[str] = "Control: the k blocks next to the head (the cheapest)."
 
     def choose(self, context: Context, count: int) -> list[int]:
@@ -112,6 +118,7 @@ class SpreadBlocks(Blocks):
     """Control: k blocks at even distances, the first and the last among them."""
 
     name: ClassVar[str] = "spread_blocks"
+    family: ClassVar[str] = "controls"
     summary: ClassVar[str] = "Control: k blocks at even distances."
 
     def choose(self, context: Context, count: int) -> list[int]:

@@ -1,23 +1,29 @@
 """What every method of this axis has in common.
 
-Knows: what a method may ask for (``Context``) and what it returns (``Selection``). Does not know: any method.
+Knows: what a method may ask for (``Context``), what it returns (``Selection``), and what a budget of entries means.
+Does not know: any method.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from selectune.catalogue import Method
+from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.parameters.selection import Selection
 
 if TYPE_CHECKING:
     from selectune.data import Encoder, Record
     from selectune.models import Base
+    from selectune.parameters.factors.targets import Target
 
 
 @dataclass
@@ -30,9 +36,23 @@ class Context:
     dev: list[Record]
     generator: torch.Generator
     meter: Meter
+    bfloat16: bool = False
+    """Compute in bf16 by autocast; whatever is added up is fp32."""
+    quiet: bool = False
     block_scores: dict[int, float] = field(default_factory=dict)
     """Scores of blocks, left here by a method that has them."""
     examples_scored: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of the choice, a sentence each."""
+
+    @cached_property
+    def general(self) -> list[Record]:
+        """General conversations, on which nothing should be lost (built in)."""
+        from selectune.data.records import Message, Record
+        from selectune.evaluation.probe import load_general_prompts
+
+        prompts = load_general_prompts()
+        return [Record("chat", (Message("user", one.prompt), Message("assistant", one.response))) for one in prompts]
 
 
 class ParameterMethod(Method, ABC):
@@ -43,3 +63,31 @@ class ParameterMethod(Method, ABC):
     @abstractmethod
     def select(self, context: Context) -> Selection:
         """Choose entries of the base's weights."""
+
+
+class Budgeted(ParameterMethod, ABC):
+    """A method that fills a budget of entries."""
+
+    density: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Share of the weights in ``targets`` that train."""
+    entries: Annotated[int, Field(gt=0)] | None = None
+    """How many entries train, instead of ``density``."""
+    targets: str = "linear"
+    """Which weights may be chosen from: ``linear`` (all matrices of the blocks), ``attention``, ``mlp``, or roles joined by ``+``, such
+    as ``query+value`` or ``gate+up+down``."""
+
+    def budget(self, targets: Sequence[Target]) -> int:
+        """Return how many entries may be chosen.
+
+        Raises:
+            UserError: more than there is, or fewer than one.
+        """
+        there = sum(target.count for target in targets)
+        wanted = self.entries if self.entries is not None else round(self.density * there)
+        if wanted > there:
+            raise UserError(f"{wanted:,} entries are asked for and {self.targets} has {there:,}", field="parameters.entries",
+                            expected=f"at most {there:,}")  # fmt: skip
+        if wanted < 1:
+            raise UserError(f"a density of {self.density:g} of {there:,} weights is less than one entry", field="parameters.density",
+                            expected=f"at least {1 / there:.1g}")  # fmt: skip
+        return wanted

@@ -1,0 +1,146 @@
+"""Allocations: how a budget of entries is shared out among units.
+
+Knows: the best anywhere, the same share of every group of like units, the same for every block, the same for every output neuron, given
+quotas; exactly, with ties broken by position. Does not know: what a unit is or where its score comes from.
+
+A budget is filled and never exceeded; with units of one entry it is met exactly.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from selectune.parameters.factors.units import Units
+
+Allocation = Literal["global", "matrix", "layer", "row"]
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """Return the places of the ``count`` highest scores, sorted; ties go to the lower place.
+
+    Args:
+        scores: ``(n,)`` float; not-a-number counts as the lowest.
+    """
+    if count >= len(scores):
+        return torch.arange(len(scores))
+    if count <= 0:
+        return torch.empty(0, dtype=torch.int64)
+    scores = scores.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    limit = scores.kthvalue(len(scores) - count + 1).values
+    above = (scores > limit).nonzero().squeeze(-1)
+    equal = (scores == limit).nonzero().squeeze(-1)[: count - len(above)]
+    return torch.cat([above, equal]).sort().values
+
+
+def apportion(total: int, shares: Sequence[float], most: Sequence[int]) -> list[int]:
+    """Split a whole number in proportion to shares, each part at most so much; what is left over goes on to the others.
+
+    Largest remainders; ties by index.
+    """
+    given = [0] * len(shares)
+    left, open_ = min(total, sum(most)), [i for i in range(len(shares)) if most[i] > 0]
+    while left > 0 and open_:
+        weight = sum(shares[i] for i in open_)
+        exact = {i: left * (shares[i] / weight if weight > 0 else 1 / len(open_)) for i in open_}
+        step = {i: min(int(exact[i]), most[i] - given[i]) for i in open_}
+        if not any(step.values()):
+            order = sorted(open_, key=lambda i: (-(exact[i] - int(exact[i])), i))
+            step = dict.fromkeys(order[:left], 1)
+        for i, more in step.items():
+            given[i] += more
+        left -= sum(step.values())
+        open_ = [i for i in open_ if given[i] < most[i]]
+    return given
+
+
+def allocate(groups: Sequence[Units], budget: int, how: Allocation = "global") -> list[Tensor]:
+    """Return which units of each group are chosen, ``(n,)`` int64 each.
+
+    Args:
+        groups: in the order in which ties are broken. budget: entries.
+        how: ``global``: the best anywhere; ``matrix``: the same share of every group; ``layer``: the same share of every transformer
+            block, the best within it; ``row``: of single entries, the same number for every output neuron.
+    """
+    if how == "global":
+        return _anywhere(groups, budget)
+    if how == "row":
+        return _by_rows(groups, budget)
+    sizes: dict[int, int] = defaultdict(int)
+    keys = [number if how == "matrix" else group.block for number, group in enumerate(groups)]
+    for key, group in zip(keys, groups, strict=True):
+        sizes[key] += len(group.scores) * group.size
+    order = sorted(sizes)
+    parts = dict(zip(order, apportion(budget, [sizes[k] for k in order], [sizes[k] for k in order]), strict=True))
+    found: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(groups)
+    for key in order:
+        members = [number for number, own in enumerate(keys) if own == key]
+        for number, index in zip(members, _anywhere([groups[n] for n in members], parts[key]), strict=True):
+            found[number] = index
+    return found
+
+
+def quotas(groups: Sequence[Units], counts: Sequence[int]) -> list[Tensor]:
+    """Return the best units of each group, so many of each."""
+    return [best(group.scores, count) for group, count in zip(groups, counts, strict=True)]
+
+
+def _anywhere(groups: Sequence[Units], budget: int) -> list[Tensor]:
+    """The best units of all groups, the best first, as long as they fit."""
+    scores = torch.cat([group.scores for group in groups])
+    starts = torch.tensor([0, *[len(group.scores) for group in groups]]).cumsum(0)
+    sizes = {group.size for group in groups}
+    if len(sizes) == 1:
+        chosen = best(scores, budget // sizes.pop())
+    else:
+        each = torch.cat([torch.full((len(group.scores),), group.size) for group in groups]).tolist()
+        kept, left, least = [], budget, min(sizes)
+        for place in scores.argsort(descending=True, stable=True).tolist():
+            if each[place] <= left:
+                kept.append(place)
+                left -= each[place]
+                if left < least:
+                    break
+        chosen = torch.tensor(sorted(kept), dtype=torch.int64)
+    return [chosen[(chosen >= a) & (chosen < b)] - a for a, b in pairwise(starts.tolist())]
+
+
+def _by_rows(groups: Sequence[Units], budget: int) -> list[Tensor]:
+    """The same number of entries in each row; the rest of the budget to the rows whose next entry scores highest."""
+    rows = sum(len(group.scores) // group.row for group in groups)
+    least = budget // rows
+    orders = [group.scores.view(-1, group.row).argsort(dim=1, descending=True, stable=True) for group in groups]
+    counts = [min(least, group.row) for group in groups]
+    left = budget - sum(len(order) * count for order, count in zip(orders, counts, strict=True))
+    while left > 0:  # more than once only where rows are shorter than what they are given
+        following = [
+            group.scores.view(-1, group.row).gather(1, order[:, count : count + 1]).squeeze(1)
+            if count < group.row
+            else torch.full((len(order),), float("-inf"))
+            for group, order, count in zip(groups, orders, counts, strict=True)
+        ]
+        open_rows = sum(len(order) for group, order, count in zip(groups, orders, counts, strict=True) if count < group.row)
+        if left >= open_rows:
+            counts = [min(count + 1, group.row) for group, count in zip(groups, counts, strict=True)]
+            left -= open_rows
+            continue
+        extra = best(torch.cat(following), left)
+        starts = torch.tensor([0, *[len(order) for order in orders]]).cumsum(0)
+        return [
+            _row_places(order, count, extra[(extra >= a) & (extra < b)] - a)
+            for order, count, a, b in zip(orders, counts, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+        ]
+    return [_row_places(order, count, torch.empty(0, dtype=torch.int64)) for order, count in zip(orders, counts, strict=True)]
+
+
+def _row_places(order: Tensor, count: int, extra: Tensor) -> Tensor:
+    """Flat places of the first ``count`` entries of every row, and of one more in some rows."""
+    width = order.shape[1]
+    rows = torch.arange(len(order))
+    chosen = (rows[:, None] * width + order[:, :count]).view(-1)
+    return torch.cat([chosen, extra * width + order[extra, count]] if len(extra) else [chosen]).sort().values

@@ -1,0 +1,162 @@
+"""Gradients over examples, added up without ever holding more than one weight's.
+
+Knows: how a base's gradient on training records is computed (one record a pass, or packed records), and how its mean, its mean size
+and its mean square are gathered in fp32. Does not know: what they mean for a choice.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from selectune.data.packing import pack
+from selectune.models.head import SplitModel
+
+if TYPE_CHECKING:
+    from selectune.data import Record
+    from selectune.meter import Meter
+    from selectune.parameters.method import Context
+
+Statistic = Literal["mean", "absolute", "squared"]
+
+
+def first(records: Sequence[Record], count: int) -> list[Record]:
+    """Return the first records by hash of their content: the same ones whatever their order."""
+    return sorted(records, key=lambda record: record.key)[:count]
+
+
+def rows_of(context: Context, records: Sequence[Record], packed: bool = False) -> list[dict[str, Tensor]]:
+    """Return records as rows of ``input_ids``, ``labels`` and ``position_ids``, each ``(length,)`` int64: one a record, or packed."""
+    pieces = [piece for record in records for piece in context.encoder.encode(record)]
+    return pack(pieces, context.encoder.max_length, packed, context.base.tokenizer.pad_token_id)
+
+
+def gather(
+    context: Context,
+    names: Iterable[str],
+    statistics: Iterable[Statistic],
+    *,
+    examples: int = 64,
+    records: Sequence[Record] | None = None,
+    packed: bool = False,
+    loss: Literal["mean", "sum"] = "mean",
+    labels: Literal["true", "sampled"] = "true",
+) -> dict[Statistic, dict[str, Tensor]]:
+    """Return statistics of the gradient of the loss on some records' responses at the base's weights.
+
+    Args:
+        names: parameters. statistics: ``mean`` of the signed gradients, of their ``absolute`` values, of their squares (``squared``).
+        examples: so many of ``records`` (the training records), the first by hash of their content.
+        packed: several records a pass; fewer passes, and ``absolute`` and ``squared`` are then of packs.
+        loss: of a record: the mean or the sum over its response tokens. labels: as in :func:`each_gradient`.
+
+    Returns:
+        statistic -> name -> fp32 tensor of the parameter's shape.
+    """
+    chosen = first(context.train if records is None else records, examples)
+    rows = rows_of(context, chosen, packed)
+    shapes = {name: value.shape for name, value in context.base.model.named_parameters()}
+    wanted = list(names)
+    totals: dict[Statistic, dict[str, Tensor]] = {
+        kind: {name: torch.zeros(shapes[name], dtype=torch.float32) for name in wanted} for kind in statistics
+    }
+
+    def add(name: str, gradient: Tensor, tokens: int) -> None:
+        if loss == "mean":
+            gradient = gradient / max(tokens, 1)
+        for kind, total in totals.items():
+            if kind == "mean":
+                total[name].add_(gradient)
+            elif kind == "absolute":
+                total[name].add_(gradient.abs())
+            else:
+                total[name].addcmul_(gradient, gradient)
+
+    each_gradient(context.base.model, rows, wanted, add, labels=labels, generator=context.generator, meter=context.meter,
+                  bfloat16=context.bfloat16, quiet=context.quiet)  # fmt: skip
+    context.examples_scored = max(context.examples_scored, len(chosen))
+    for total in totals.values():
+        for value in total.values():
+            value.div_(max(len(rows), 1))
+    return totals
+
+
+def each_gradient(
+    model: Any,
+    rows: Sequence[dict[str, Tensor]],
+    names: Iterable[str],
+    use: Callable[[str, Tensor, int], None],
+    *,
+    labels: Literal["true", "sampled"] = "true",
+    generator: torch.Generator | None = None,
+    meter: Meter | None = None,
+    bfloat16: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Give each weight's gradient of each row's summed loss to ``use(name, gradient, response tokens)``, and free it.
+
+    The gradient is fp32 on the CPU; the model's flags are put back. Nothing of the model changes.
+
+    Args:
+        labels: ``sampled``: the responses' tokens are drawn from the model instead (the true Fisher information).
+    """
+    from selectune.objectives.cross_entropy import CrossEntropy
+    from selectune.training.loss import LossOfModel
+
+    wanted = set(names)
+    before = {name: (value.requires_grad, value.grad) for name, value in model.named_parameters()}
+    model.requires_grad_(False)
+    scored = {name: value for name, value in model.named_parameters() if name in wanted}
+    tokens = 0
+    hooks = []
+
+    def hook(name: str) -> Callable[[nn.Parameter], None]:
+        def take(value: nn.Parameter) -> None:
+            assert value.grad is not None
+            use(name, value.grad.float().cpu(), tokens)
+            value.grad = None
+
+        return take
+
+    for name, value in scored.items():
+        value.requires_grad_(True)
+        value.grad = None
+        hooks.append(value.register_post_accumulate_grad_hook(hook(name)))
+    whole = LossOfModel(model, CrossEntropy(), bfloat16)
+    shown = len(rows) > 20 and not quiet
+    watched = track(rows, "scoring", console=Console(file=sys.stderr), transient=True) if shown else rows
+    try:
+        with whole.attending(list(rows)):
+            for row in watched:
+                batch = {key: value[None] for key, value in row.items()}
+                if labels == "sampled":
+                    batch["labels"] = _sampled(model, batch, generator, bfloat16)
+                tokens = int((batch["labels"][:, 1:] != -100).sum())
+                whole(**batch).backward()
+                if meter is not None:
+                    meter.count(forward=batch["input_ids"].numel(), backward=batch["input_ids"].numel())
+    finally:
+        for one in hooks:
+            one.remove()
+        for name, value in model.named_parameters():
+            flag, value.grad = before[name]
+            value.requires_grad_(flag)
+
+
+@torch.no_grad()
+def _sampled(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None, bfloat16: bool) -> Tensor:
+    """Return labels drawn from the model at the places of the true ones."""
+    split = SplitModel(model)
+    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
+        hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+        places = (batch["labels"][0, 1:] != -100).nonzero().squeeze(-1)
+        probabilities = split.logits(hidden[0, places]).float().softmax(-1)
+    drawn = batch["labels"].clone()
+    drawn[0, places + 1] = torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    return drawn
