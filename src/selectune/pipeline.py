@@ -97,7 +97,7 @@ def plan(
     place = next(folder for folder in (output, *output.parents) if folder.is_dir())  # the disk that the run will write to
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".plan-") as folder:
-            return _Chain(Run.create(folder, resolved), resolved, quiet).predict()
+            return Chain(Run.create(folder, resolved), resolved, quiet).predict()
     except PermissionError as error:
         raise UserError(f"cannot be written ({error.strerror})", file=place, mend="name another --output") from None
 
@@ -126,7 +126,7 @@ def execute(run: Run, quiet: bool = False) -> Run:
     """Run every stage that is not finished."""
     from selectune.training import processes
 
-    chain = _Chain(run, run.recipe, quiet or not processes.first())
+    chain = Chain(run, run.recipe, quiet or not processes.first())
     chain.prepare()
     chain.measure_base()
     chain.choose()
@@ -141,7 +141,7 @@ def train_together(run: Run, quiet: bool = False) -> None:
     """Be one of several processes that :mod:`selectune.training.processes` started to train a run."""
     from selectune.training import processes
 
-    chain = _Chain(run, run.recipe, quiet or not processes.first())
+    chain = Chain(run, run.recipe, quiet or not processes.first())
     with Meter("train") as meter:
         chain.train_here(meter)
     if processes.first():
@@ -183,10 +183,17 @@ class _Trainable:
 
 
 @dataclass
-class _Chain:
+class Chain:
+    """The stages of one run; each is skipped when it has ended with the same inputs.
+
+    Args:
+        loaded: the recipe's base, where it is in memory already; the chain changes it.
+    """
+
     run: Run
     recipe: Recipe
     quiet: bool
+    loaded: Any = None
     _prints: list[str] = field(default_factory=list)
 
     # -- what several stages use -------------------------------------------------------------------------------------
@@ -212,6 +219,8 @@ class _Chain:
     def load_base(self, quantised: bool = True) -> Any:
         from selectune.models import load_base
 
+        if self.loaded is not None and not (quantised and self.form.needs_quantised_base):
+            return self.loaded
         return load_base(
             self.recipe.base,
             dtype="auto" if self.bfloat16 else "float32",

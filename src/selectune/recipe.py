@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from selectune.errors import UserError, nearest
 
+Checked = TypeVar("Checked", bound=BaseModel)
 MethodChoice = str | dict[str, Any]
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=0.5)]
@@ -196,18 +198,23 @@ def parse(values: dict[str, Any], file: str | Path | None = None) -> Recipe:
     Raises:
         UserError: an unknown key (with the nearest known one) or a wrong value, with its place.
     """
-    _refuse_unknown(values, Recipe, (), file)
+    return check(Recipe, values, file, mend="see `selectune recipe --schema` for every key")
+
+
+def check(model: type[Checked], values: dict[str, Any], file: str | Path | None = None, mend: str | None = None) -> Checked:
+    """Make a model of the values of a YAML file.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a wrong value, with its file and line.
+    """
+    _refuse_unknown(values, model, (), file)
     try:
-        return Recipe(**values)
+        return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(str(part) for part in first["loc"] if not str(part).startswith(("str", "list[", "dict[")))
         raise UserError(
-            f"{first['msg']}, not {first.get('input')!r}",
-            file=file,
-            line=_line_of(file, path),
-            field=".".join(path),
-            mend="see `selectune recipe --schema` for every key",
+            f"{first['msg']}, not {first.get('input')!r}", file=file, line=line_of(file, path), field=".".join(path), mend=mend
         ) from None
 
 
@@ -286,25 +293,29 @@ def _refuse_unknown(values: dict[str, Any], model: type[BaseModel], path: tuple[
             raise UserError(
                 f"unknown key{nearest(str(key), model.model_fields)}",
                 file=file,
-                line=_line_of(file, here),
+                line=line_of(file, here),
                 field=".".join(here),
                 expected=f"one of {', '.join(model.model_fields)}",
             )
-        inner = _section_of(model.model_fields[key].annotation)
-        if inner is not None and isinstance(value, dict):
-            _refuse_unknown(value, inner, here, file)
+        for place, inner, inside in _sections_of(model.model_fields[key].annotation, value):
+            _refuse_unknown(inside, inner, (*here, *place), file)
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(filter(None, map(_section_of, typing.get_args(annotation))), None)
-    return None
+def _sections_of(annotation: Any, value: Any) -> Iterator[tuple[tuple[str, ...], type[BaseModel], dict[str, Any]]]:
+    """Yield the sections in a value, alone or in a list or by name: their place, their model, their values."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, dict):
+        yield (), annotation, value
+    elif origin in (typing.Union, types.UnionType):
+        yield from next(filter(None, (list(_sections_of(one, value)) for one in inside)), [])
+    elif (origin is list and isinstance(value, list)) or (origin is dict and isinstance(value, dict)):
+        for key, item in enumerate(value) if isinstance(value, list) else value.items():
+            for place, model, values in _sections_of(inside[-1], item):
+                yield (str(key), *place), model, values
 
 
-def _line_of(file: str | Path | None, path: tuple[str, ...]) -> int | None:
-    """Find the line of a key in a YAML file."""
+def line_of(file: str | Path | None, path: tuple[str, ...]) -> int | None:
+    """Find the line of a key in a YAML file; items of a list go by their number."""
     if file is None or not Path(file).is_file():
         return None
     try:
@@ -313,6 +324,10 @@ def _line_of(file: str | Path | None, path: tuple[str, ...]) -> int | None:
         return None
     line = None
     for part in path:
+        if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         match = next(((key, value) for key, value in node.value if key.value == part), None)

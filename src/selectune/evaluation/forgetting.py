@@ -20,20 +20,25 @@ from selectune.run import Benchmark, Item
 
 
 def measure_forgetting(
-    base_model: Any, specialist_model: Any, tokenizer: Any, bfloat16: bool = False
+    base_model: Any, specialist_model: Any, tokenizer: Any, bfloat16: bool = False, known: list[Benchmark] | None = None
 ) -> tuple[list[Benchmark], list[Benchmark]]:
     """Return the drift's benchmarks for the base (before) and for the specialist (after), on the same items.
 
     ``forgetting/cross_entropy``: nats per token, per passage. ``forgetting/kl``: KL(base || specialist), nats per response
     token, per prompt. ``forgetting/top1_agreement``: share of response positions with the same most likely token.
+
+    Args:
+        known: the base's benchmarks from an earlier measurement, whose cross-entropy need not be read again.
     """
     from selectune.evaluation.probe import load_general_prompts, load_general_text
 
     passages, prompts = load_general_text(), load_general_prompts()
     texts = [tokenizer(passage.text)["input_ids"] for passage in passages]
-    before: list[Benchmark] = []
+    before = [item for item in known or [] if item.metric == "cross_entropy"]
     after: list[Benchmark] = []
     for model, results in ((base_model, before), (specialist_model, after)):
+        if results:
+            continue
         losses = Scorer(model, tokenizer, bfloat16=bfloat16).token_nll(texts)
         items = [
             Item(id=passage.id, value=sum(loss) / len(loss), prompt=passage.text[:200])

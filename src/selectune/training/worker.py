@@ -18,7 +18,7 @@ from selectune.run import Run, write_atomically
 from selectune.training.processes import ERROR, PARENT, Interrupted
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process when the one that started it is gone."""
 
     def watch() -> None:
@@ -34,7 +34,7 @@ def main() -> int:
     from selectune import pipeline
 
     folder, quiet = Path(sys.argv[1]), "--quiet" in sys.argv
-    _end_with(int(os.environ[PARENT]))
+    end_with(int(os.environ[PARENT]))
     run = Run.open(folder)
     told: dict[str, Any]
     try:
