@@ -20,7 +20,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selectune.errors import UserError, nearest
 
-AXES = ("parameters", "adapters", "objectives")  # folders whose modules hold methods
+AXES = {
+    "parameters": "selectune.parameters",
+    "adapters": "selectune.adapters",
+    "objectives": "selectune.objectives",
+    "policies": "selectune.training.policies",
+}
+"""Axis -> the package whose modules hold its methods."""
 _REGISTRY: dict[str, dict[str, type[Method]]] = {}
 _loaded = False
 
@@ -103,9 +109,8 @@ def _load() -> None:
     if _loaded:
         return
     _loaded = True
-    for axis in AXES:
-        package = importlib.import_module(f"selectune.{axis}")
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"selectune.{axis}.{module.name}")
+    for name in AXES.values():
+        for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
+            importlib.import_module(f"{name}.{module.name}")
     for entry in importlib.metadata.entry_points(group="selectune.methods"):
         entry.load()

@@ -206,7 +206,7 @@ def recipe_command(
 
 @app.command()
 def methods(
-    axis: Annotated[str | None, typer.Argument(help="parameters, adapters or objectives.", show_default=False)] = None,
+    axis: Annotated[str | None, typer.Argument(help="parameters, adapters, objectives or policies.", show_default=False)] = None,
 ) -> None:
     """List the methods of each axis, with their papers."""
     from selectune import catalogue

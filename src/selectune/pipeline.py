@@ -211,6 +211,15 @@ class Chain:
         return catalogue.create("objectives", self.recipe.objective, "objective")
 
     @cached_property
+    def policy(self) -> Any:
+        return catalogue.create("policies", self.recipe.policy, "policy")
+
+    @cached_property
+    def training(self) -> Recipe:
+        """The recipe with training as the policy needs it."""
+        return self.recipe.model_copy(update={"training": self.policy.settings(self.recipe.training)})
+
+    @cached_property
     def bfloat16(self) -> bool:
         from selectune.models import bf16_is_fast
 
@@ -272,6 +281,7 @@ class Chain:
                 self.form,
                 self.parameters,
                 self.objective,
+                self.policy,
             )  # a wrong choice is told before any work
             assert all(catalogue_of_choices)
             self.run.write("environment.json", models.environment())
@@ -330,21 +340,25 @@ class Chain:
 
         self.stage("measure_base", inputs, work)
 
-    def choose(self) -> None:
+    def context(self, base: Any, meter: Meter) -> Any:
+        """Return what a method of choosing may ask for."""
+        import torch
+
         from selectune.parameters import Context
 
-        def work(meter: Meter) -> None:
-            import torch
+        return Context(
+            base=base,
+            encoder=self.encoder(base.tokenizer),
+            train=self.records("train"),
+            dev=self.records("dev"),
+            generator=torch.Generator().manual_seed(self.recipe.seed),
+            meter=meter,
+        )
 
+    def choose(self) -> None:
+        def work(meter: Meter) -> None:
             base = self.load_base(quantised=False)  # scores need gradients, which 4-bit weights have not
-            context = Context(
-                base=base,
-                encoder=self.encoder(base.tokenizer),
-                train=self.records("train"),
-                dev=self.records("dev"),
-                generator=torch.Generator().manual_seed(self.recipe.seed),
-                meter=meter,
-            )
+            context = self.context(base, meter)
             selection = self.parameters.select(context)
             selection.save(self.run.path("selection.safetensors"))
             scores = context.block_scores
@@ -384,6 +398,8 @@ class Chain:
         encoded = {
             split: [piece for record in self.records(split) for piece in encoder.encode(record)] for split in ("train", "dev")
         }
+        beside = self.policy.records(self.context(base, Meter("train")))
+        encoded["train"] += [piece for record in beside for piece in encoder.encode(record)]
         if not encoded["train"]:
             raise UserError("every training record is longer than the context", field="data.max_length",
                             expected=f"records of at most {length} tokens", mend="raise it, or set data.long_records: truncate")  # fmt: skip
@@ -410,7 +426,8 @@ class Chain:
             "training": self.recipe.training.model_dump(exclude={"report_to"}),
             "budget": self.recipe.budget.model_dump(exclude={"memory_gib"}),  # refuses a run, changes none
         }
-        self.stage("train", inputs | {"objective": self.objective.describe(), "seed": self.recipe.seed}, work)
+        methods = {"objective": self.objective.describe(), "policy": self.policy.describe()}
+        self.stage("train", inputs | methods | {"seed": self.recipe.seed}, work)
 
     def train_here(self, meter: Meter) -> None:
         """Train in this process (one of several, perhaps) and write what came of it."""
@@ -419,7 +436,7 @@ class Chain:
 
         made = self.trainable()
         plan = processes.agree(self._plan(made) if processes.first() else None)
-        settings = self.recipe.training.model_copy(update={"micro_batch_sequences": plan.micro_batch_sequences})
+        settings = self.training.training.model_copy(update={"micro_batch_sequences": plan.micro_batch_sequences})
         result = training.train(
             made.model,
             made.train,
@@ -435,19 +452,21 @@ class Chain:
             meter=meter,
             run_name=self.run.name,
             quiet=self.quiet,
+            policy=self.policy,
+            context=self.context(made.base, meter),
         )
         meter.count(flops=training.flops(made.base.anatomy, made.model, meter.cost, result.skipped_tokens))
         if not processes.first():
             return
         with folder_atomically(self.run.path("specialist")) as folder:
-            self.form.save(made.model, made.base, made.selection, folder)
+            self.form.save(made.model, made.base, result.touched or made.selection, folder)
         meter.count(written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()))
         self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss})
 
     def _plan(self, made: _Trainable) -> Any:
         from selectune import training
 
-        return training.plan(made.model, made.train, made.dev, recipe=self.recipe, objective=self.objective,
+        return training.plan(made.model, made.train, made.dev, recipe=self.training, objective=self.objective,
                              bfloat16=self.bfloat16, folder=self.run.folder)  # fmt: skip
 
     def predict(self) -> Prediction:
@@ -463,7 +482,7 @@ class Chain:
             made.train,
             made.dev,
             anatomy=made.base.anatomy,
-            recipe=self.recipe,
+            recipe=self.training,
             objective=self.objective,
             bfloat16=self.bfloat16,
             folder=self.run.folder,

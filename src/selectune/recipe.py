@@ -183,6 +183,8 @@ class Recipe(Section):
     """In which form they change; ``selectune methods adapters`` lists the answers."""
     objective: MethodChoice = "cross_entropy"
     """By which loss; ``selectune methods objectives`` lists the answers."""
+    policy: MethodChoice = "none"
+    """What acts while the model trains; ``selectune methods policies`` lists the answers."""
     training: TrainingRecipe = Field(default_factory=TrainingRecipe)
     budget: BudgetRecipe = Field(default_factory=BudgetRecipe)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)

@@ -32,12 +32,15 @@ from selectune.meter import Meter
 from selectune.models import Anatomy
 from selectune.models.head import SplitModel
 from selectune.objectives.objective import Objective
+from selectune.parameters import Context, Selection
 from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training import processes
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
 from selectune.training.plan import accumulation, intervals
+from selectune.training.policies.none import Nothing
+from selectune.training.policies.policy import Acting, Policy, Stage
 from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.processes import Interrupted
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
@@ -59,6 +62,8 @@ class TrainingResult:
     best_dev_loss: float | None
     skipped_tokens: int = 0
     """Tokens whose way through the frozen first blocks was known."""
+    touched: Selection | None = None
+    """Which weights may have changed, where a policy went beyond those that were chosen."""
 
 
 class SelectiveTrainer(Trainer):
@@ -66,8 +71,11 @@ class SelectiveTrainer(Trainer):
 
     model: LossOfModel
 
-    def __init__(self, model: LossOfModel, learning_rate_hint: str, meter: Meter, step_in_backward: bool, **kwargs: Any) -> None:
-        self._step_in_backward = step_in_backward
+    def __init__(
+        self, model: LossOfModel, learning_rate_hint: str, meter: Meter, step_in_backward: bool, acting: Acting, **kwargs: Any
+    ) -> None:
+        self._step_in_backward, self._acting = step_in_backward, acting
+        acting.stage.decays = lambda: set(self.get_decay_parameter_names(self.model))
         super().__init__(model=model, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is divided by the response tokens of the whole batch
         self._meter, self._learning_rate_hint = meter, learning_rate_hint
@@ -93,7 +101,23 @@ class SelectiveTrainer(Trainer):
                     value.register_post_accumulate_grad_hook(lambda value: _step_of_one(made, value))
         return made
 
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        policy = self._acting.policy
+        if policy.steps_optimiser:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            model.train()
+            with torch.no_grad():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            with torch.no_grad():
+                policy.gradients(self._acting.stage)
+        return loss
+
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
+        return self._acting.policy.loss(self._acting.stage, inputs, lambda: self._loss(model, inputs, num_items_in_batch))
+
+    def _loss(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
         total: Tensor = model(**inputs)
         count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
         if not torch.isfinite(total):
@@ -103,7 +127,7 @@ class SelectiveTrainer(Trainer):
                 expected=f"a finite loss (the learning rate was {self._learning_rate_hint})",
                 mend="halve the learning rate or lengthen the warm-up, then `selectune resume`; the last checkpoint is kept",
             )
-        self._meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel())
+        self._meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel() * total.requires_grad)
         return total / count * self.accelerator.num_processes  # whose gradients are averaged
 
     def _lengths(self) -> list[int]:
@@ -141,6 +165,7 @@ class SelectiveTrainer(Trainer):
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / WEIGHTS)
+            self._acting.save(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -159,10 +184,12 @@ class SelectiveTrainer(Trainer):
             ) from None  # fmt: skip
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._acting.load(Path(resume_from_checkpoint))
         load_trained_tensors(self.model.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _load_best_model(self) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        self._acting.load(folder)
         load_trained_tensors(self.model.model, folder / WEIGHTS)
 
 
@@ -215,6 +242,8 @@ def train(
     run_name: str = "selectune",
     quiet: bool = False,
     watching: Sequence[TrainerCallback] = (),
+    policy: Policy | None = None,
+    context: Context | None = None,
 ) -> TrainingResult:
     """Train in place, resuming from the newest complete checkpoint in ``folder``.
 
@@ -224,12 +253,15 @@ def train(
         steps: optimiser steps, see :func:`plan_steps`.
         recipe: with a number of ``micro_batch_sequences``; whoever plans a run decides ``auto``.
         folder: for checkpoints. metrics: the ``metrics.jsonl``. watching: callbacks beside those of the trainer.
+        policy: what acts while the model trains; nothing, when left out. context: base and records, for policies that need them.
 
     Raises:
         UserError: the loss is not finite, memory or disk is too small.
         Interrupted: Ctrl-C; a checkpoint was written.
     """
     keep_freed_memory()
+    policy = policy or Nothing()
+    recipe = policy.settings(recipe)
     _check_room(model, folder)
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
     micro = recipe.micro_batch_sequences
@@ -288,16 +320,19 @@ def train(
     trainer: Any = None
     try:
         with EndAtStep() as interruption:
+            whole = LossOfModel(model, objective, bfloat16)
+            acting = Acting(policy, Stage(whole, seed, steps, meter, context))
             trainer = SelectiveTrainer(
-                LossOfModel(model, objective, bfloat16),
+                whole,
                 f"{learning_rate:g}",
                 meter,
                 recipe.step_in_backward,
+                acting,
                 args=arguments,
                 train_dataset=numbered[: len(train_data)],
                 eval_dataset=numbered[len(train_data) :] or None,
                 data_collator=stack,
-                callbacks=[*callbacks, interruption],
+                callbacks=[*callbacks, acting, interruption],
             )
             trainer.remove_callback(PrinterCallback)
             if recipe.prefix_cache and not recipe.gradient_checkpointing:
@@ -326,7 +361,8 @@ def train(
         min((float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log) if keep_best else None
     )
     skipped = _add_up(trainer.accelerator, meter, prefix.skipped_tokens if prefix else 0)
-    return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None, skipped)
+    touched = policy.touched(acting.stage)
+    return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None, skipped, touched)
 
 
 def _add_up(accelerator: Any, meter: Meter, skipped: int) -> int:

@@ -1,0 +1,224 @@
+"""What every policy has in common, and what it is given.
+
+Knows: the moments of an optimiser step at which a policy may act, what it may use there (``Stage``), and how what it remembers is kept in
+checkpoints. Does not know: any policy, or how a step is run.
+
+A policy is a frozen set of hyper-parameters; whatever changes during a run lies in the stage. Random draws come from the run's seed and the
+step's number, so several processes, and a resumed run, draw the same.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from abc import ABC
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from selectune.catalogue import Method
+from selectune.models import Anatomy
+from selectune.parameters.selection import Part, Selection
+from selectune.training import processes
+from selectune.training.partial import _PARTS, ENTRIES
+
+if TYPE_CHECKING:
+    from selectune.data import Record
+    from selectune.meter import Meter
+    from selectune.parameters import Context
+    from selectune.recipe import TrainingRecipe
+    from selectune.training.loss import LossOfModel
+
+REMEMBERED = "policy.safetensors"
+Batch = dict[str, Tensor]
+
+
+class Stage:
+    """What a policy may use and change while a model trains.
+
+    Args:
+        whole: the model with its loss. seed: the run's. steps: optimiser steps in the run. meter: what counts the cost.
+        context: base, encoder and records, for policies that choose anew or bring records of their own.
+    """
+
+    def __init__(self, whole: LossOfModel, seed: int, steps: int, meter: Meter, context: Context | None = None) -> None:
+        self.whole, self.seed, self.steps, self.meter, self.context = whole, seed, steps, meter, context
+        self.anatomy = Anatomy.of(whole.causal)
+        self.optimiser: Any = None
+        self.step = 0
+        """Optimiser steps made."""
+        self.epoch = 0
+        """Epochs made."""
+        self.learning_rate = 0.0
+        """Of the step that comes, or is being made."""
+        self.decays: Callable[[], set[str]] = set
+        """Names, in the trained module, of the parameters that weight decay is meant for."""
+        self.tensors: dict[str, Tensor] = {}
+        """What a policy remembers, kept in checkpoints."""
+        self.numbers: dict[str, Any] = {}
+        """Likewise, anything that JSON can hold."""
+        self.passing: dict[str, Any] = {}
+        """What is made at the beginning, or within one step; kept nowhere."""
+        self.look()
+
+    def look(self) -> None:
+        """Find what trains, anew.
+
+        ``parameters``: by the name of the weight of the base that they are or belong to (of an adapter, its own name), whole tensors
+        and entries of parts alike, fp32. ``parts``: of the weights of which only some entries train, which.
+        """
+        self.parameters: dict[str, nn.Parameter] = {
+            name.removeprefix("base_model.model.").replace(ENTRIES, ""): value
+            for name, value in self.whole.model.named_parameters()
+            if value.requires_grad
+        }
+        self.parts: dict[str, Part] = {
+            f"{name}.{key}".removeprefix("base_model.model."): trained.part
+            for name, module in self.whole.model.named_modules()
+            for key, trained in getattr(module, _PARTS, {}).items()
+        }
+
+    def generator(self, purpose: str = "", step: int | None = None) -> torch.Generator:
+        """Return a source of random numbers: the same for the same run, purpose and step, in every process."""
+        step = self.step if step is None else step
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{step}/{purpose}".encode()))
+
+    def gradients(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Return name, parameter and gradient of all that has one."""
+        for name, value in self.parameters.items():
+            if value.grad is not None:
+                yield name, value, value.grad
+
+    def values(self) -> dict[str, Tensor]:
+        """Return copies of what trains as it is now."""
+        return {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    def taken(self, name: str, whole: Tensor) -> Tensor:
+        """Return, of a tensor of a weight's shape, what belongs to the entries that train."""
+        return self.parts[name].take(whole) if name in self.parts else whole
+
+    def block(self, name: str) -> int | None:
+        """Return the number of the block that a parameter lies in; None outside of blocks."""
+        return next((block.index for block in self.anatomy.blocks if name.startswith(f"{block.prefix}.")), None)
+
+    def train_only(self, names: set[str] | None = None) -> None:
+        """Let nothing else have a gradient until this is called again; all that trains, when left out.
+
+        Of several processes, gradients are added up for all that trains, and are then left out by :meth:`drop`.
+        """
+        if processes.count() == 1:
+            for name, value in self.parameters.items():
+                value.requires_grad_(names is None or name in names)
+
+    def drop(self, names: set[str]) -> None:
+        """Forget gradients: the optimiser passes over these parameters."""
+        for name in names:
+            self.parameters[name].grad = None
+
+    def forget(self, names: set[str]) -> None:
+        """Drop the optimiser's state of some parameters."""
+        for name in names:
+            self.optimiser.state.pop(self.parameters[name], None)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a tensor over all processes."""
+        if processes.count() == 1:
+            return value
+        from accelerate.utils import reduce
+
+        found: Tensor = reduce(value.clone(), "mean")  # type: ignore[assignment]
+        return found
+
+
+class Policy(Method, ABC):
+    """An answer to: what acts while the model trains? Every hook may be left as it is."""
+
+    axis: ClassVar[str] = "policies"
+    acts: ClassVar[bool] = True
+    """Whether gradients or updates are looked at: a parameter can then not step, and its gradient be freed, in the backward pass."""
+    steps_optimiser: ClassVar[bool] = True
+    """Whether losses have gradients and the optimiser steps; else all is done by the policy."""
+    changes_what_trains: ClassVar[bool] = False
+    """Whether what trains, or what goes into the blocks, changes: nothing can then be remembered of the frozen beginning."""
+
+    def records(self, context: Context) -> list[Record]:
+        """Return records to train on beside those of the run."""
+        return []
+
+    def settings(self, recipe: TrainingRecipe) -> TrainingRecipe:
+        """Return how training has to run with this policy."""
+        changes = {"step_in_backward": False} if self.acts else {}
+        return recipe.model_copy(update=changes | ({"prefix_cache": False} if self.changes_what_trains else {}))
+
+    def begin(self, stage: Stage) -> None:
+        """Act before the first step; the weights are the base's, there is no optimiser yet. Also when a run is taken up again."""
+
+    def before_step(self, stage: Stage) -> None:
+        """Act before the first forward pass of a step."""
+
+    def loss(self, stage: Stage, batch: Batch, plain: Callable[[], Tensor]) -> Tensor:
+        """Return the loss of one micro-batch, its share of the batch's mean over response tokens, with its graph.
+
+        Args:
+            batch: ``input_ids``, ``labels`` and ``position_ids``, each ``(sequences, length)``. plain: computes the usual loss, as often
+                as it is called.
+        """
+        return plain()
+
+    def gradients(self, stage: Stage) -> None:
+        """Act on the gradients of a whole batch, before they are clipped."""
+
+    def after_step(self, stage: Stage) -> None:
+        """Act after the optimiser has stepped; the gradients are still there."""
+
+    def state(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a checkpoint has to hold beside the weights that train and the optimiser's state."""
+        return stage.tensors, stage.numbers
+
+    def restore(self, stage: Stage, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Take up what :meth:`state` returned; weights and optimiser are restored afterwards."""
+        stage.tensors, stage.numbers = tensors, numbers
+
+    def touched(self, stage: Stage) -> Selection | None:
+        """Return which weights may have changed, where these are others than those that were chosen at first."""
+        return None
+
+
+class Acting(TrainerCallback):
+    """Calls a policy's hooks around a step, and keeps what it remembers in checkpoints."""
+
+    def __init__(self, policy: Policy, stage: Stage) -> None:
+        self.policy, self.stage = policy, stage
+        policy.begin(stage)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stage.optimiser = kwargs["optimizer"]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stage.step, self.stage.epoch = state.global_step, int(state.epoch or 0)
+        self.stage.learning_rate = float(self.stage.optimiser.param_groups[0]["lr"])
+        self.policy.before_step(self.stage)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            self.policy.after_step(self.stage)
+
+    def save(self, folder: Path) -> None:
+        """Write what the policy remembers, if it does."""
+        tensors, numbers = self.policy.state(self.stage)
+        if tensors or numbers:
+            kept = {name: value.contiguous() for name, value in tensors.items()}
+            save_file(kept, folder / REMEMBERED, metadata={"numbers": json.dumps(numbers)})
+
+    def load(self, folder: Path) -> None:
+        """Take up what :meth:`save` wrote."""
+        if (folder / REMEMBERED).is_file():
+            with safe_open(folder / REMEMBERED, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.policy.restore(self.stage, tensors, json.loads(file.metadata()["numbers"]))

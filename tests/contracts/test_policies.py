@@ -1,0 +1,60 @@
+"""The contract of every policy: the same again with the same seed, nothing changes that was not chosen (under AdamW with decay, clipping,
+accumulation and bf16), and a run that was killed resumes to the same bytes."""
+
+import shutil
+
+import pytest
+import torch
+
+from selectune import catalogue
+from tests.training.policies.running import dense, run, same
+
+SETTINGS: dict[str, dict] = {}
+"""What a policy needs to be tried in six steps."""
+NEUTRAL: dict[str, dict] = {}
+"""Settings with which a policy is plain training."""
+POLICIES = [name for name in catalogue.methods("policies") if name != "none"]
+
+
+def values(name, neutral=False):
+    return {"method": name, **SETTINGS.get(name, {}), **(NEUTRAL[name] if neutral else {})}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_only_the_selection_changes_and_the_same_seed_gives_the_same(name, tmp_path, llama_folder):
+    one = run(tmp_path / "a", llama_folder, values(name), bfloat16=True)
+    selection = one.result.touched or one.selection
+    changed = 0
+    for key, value in one.after.items():
+        if key in ("lm_head.weight",):
+            continue
+        free = selection.mask(key) if selection.covers(key) else torch.zeros(value.shape, dtype=torch.bool)
+        assert torch.equal(value[~free].float(), one.base[key][~free].float()), key
+        changed += int((value != one.base[key]).sum())
+    assert changed
+    two = run(tmp_path / "b", llama_folder, values(name), bfloat16=True)
+    assert same(one.after, two.after)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_killed_run_resumes_to_the_same_bytes(name, tmp_path, llama_folder):
+    whole = run(tmp_path / "whole", llama_folder, values(name), evaluations=3)
+    for step in (2, 4):
+        cut = tmp_path / f"cut{step}"
+        shutil.copytree(tmp_path / "whole" / "checkpoints" / f"checkpoint-{step}", cut / "checkpoints" / f"checkpoint-{step}")
+        assert same(run(cut, llama_folder, values(name), evaluations=3).after, whole.after), step
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_neutral_setting_is_plain_training(name, tmp_path, llama_folder):
+    plain = run(tmp_path / "plain", llama_folder)
+    assert same(run(tmp_path / "neutral", llama_folder, values(name, neutral=True)).after, plain.after)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_best_checkpoint_comes_back(name, tmp_path, llama_folder):
+    made = run(tmp_path, llama_folder, values(name), keep_best=True, rate=1e-1)
+    best = made.result.best_step
+    shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-6") if best != 6 else None
+    assert same(dense(made.model), made.after)
+    assert best in (3, 6)
