@@ -48,13 +48,27 @@ class Form(Method, ABC):
     def save(self, model: Any, base: Base, selection: Selection, folder: Path) -> None:
         """Write the specialist: what was trained, and which base it belongs to."""
         self.save_tensors(model, base, selection, folder)
-        origin = {
-            "base": base.spec,
-            "fingerprint": base.fingerprint,
-            "form": self.describe(),
-            "quantised": base.quantised,
-        }
-        (folder / ORIGIN).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+        write_origin(folder, base.spec, base.fingerprint, self.describe(), base.quantised)
+
+
+def write_origin(folder: Path, base: str, fingerprint: str, form: dict[str, Any], quantised: bool = False) -> None:
+    """Write which base a specialist belongs to, and in which form it was trained."""
+    origin = {"base": base, "fingerprint": fingerprint, "form": form, "quantised": quantised}
+    (folder / ORIGIN).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+
+
+def read_origin(folder: Path, base: Base | None = None) -> dict[str, Any]:
+    """Read what :func:`write_origin` wrote.
+
+    Raises:
+        UserError: the folder holds no specialist, or one of another base than the one given.
+    """
+    if not (folder / ORIGIN).is_file():
+        raise UserError("holds no specialist", file=folder, expected=f"a folder with {ORIGIN}", mend="finish the run first")
+    origin: dict[str, Any] = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    if base is not None and origin["fingerprint"] != base.fingerprint:
+        raise UserError("belongs to another base", file=folder, expected=f"the base '{origin['base']}' as it was at training")
+    return origin
 
 
 def save_changed(model: Any, selection: Selection, dtype: torch.dtype, folder: Path) -> None:
@@ -91,11 +105,7 @@ def load_specialist(base: Base, folder: str | Path) -> Any:
         UserError: the folder holds no specialist, or one of another base.
     """
     folder = Path(folder)
-    if not (folder / ORIGIN).is_file():
-        raise UserError("holds no specialist", file=folder, expected=f"a folder with {ORIGIN}", mend="finish the run first")
-    origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-    if origin["fingerprint"] != base.fingerprint:
-        raise UserError("belongs to another base", file=folder, expected=f"the base '{origin['base']}' as it was at training")
+    read_origin(folder, base)
     if (folder / CHANGED).is_file():
         put_changed(base.model, folder)
         model = base.model
