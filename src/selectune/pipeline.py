@@ -353,6 +353,8 @@ class Chain:
             dev=self.records("dev"),
             generator=torch.Generator().manual_seed(self.recipe.seed),
             meter=meter,
+            bfloat16=self.bfloat16,
+            quiet=self.quiet,
         )
 
     def choose(self) -> None:

@@ -68,6 +68,9 @@ class ParameterMethod(Method, ABC):
 class Budgeted(ParameterMethod, ABC):
     """A method that fills a budget of entries."""
 
+    exact: ClassVar[bool] = True
+    """Whether it fills the budget as far as its units fit; otherwise its own rule decides, and says so in ``departs`` or ``summary``."""
+
     density: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Share of the weights in ``targets`` that train."""
     entries: Annotated[int, Field(gt=0)] | None = None

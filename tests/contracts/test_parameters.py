@@ -1,0 +1,118 @@
+"""The contract of every method that chooses weights, on tiny models of several architectures.
+
+Whatever the method: the budget is exact, the choice is deterministic and leaves the base as it was, training changes what was chosen
+and nothing else (weight decay, clipping, accumulation and bf16 included), a budget that makes no sense is refused in one line, and a base on which
+it has nothing to act too. A method is covered as soon as it is in the catalogue.
+"""
+
+import pytest
+import torch
+
+from selectune import catalogue
+from selectune.adapters.form import load_specialist
+from selectune.data import Encoder, Message, Record
+from selectune.errors import UserError
+from selectune.meter import Meter
+from selectune.models import load_base
+from selectune.parameters import Context, Selection
+from selectune.parameters.blocks import Blocks
+from selectune.parameters.factors.targets import targets
+from selectune.parameters.method import Budgeted
+from tests.contracts.test_forms_and_parameters import logits, train_a_little
+from tests.tiny import ARCHITECTURES
+
+METHODS = catalogue.methods("parameters")
+SMALL = {"density": 0.02, "k": 2, "examples": 2, "steps": 2, "side": 16, "rank": 4}
+"""Settings that make a tiny model enough, for the methods that have them."""
+RECORDS = [
+    Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", f"Fault {i} means that lamp {i * 7} is on.")))
+    for i in range(6)
+]
+
+
+def context(base, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Context(base, Encoder(base.tokenizer, 128), RECORDS, RECORDS[:2], generator, Meter("choose"), quiet=True)
+
+
+def make(name, **values):
+    known = METHODS[name].model_fields
+    return catalogue.create("parameters", {"method": name} | {k: v for k, v in (SMALL | values).items() if k in known})
+
+
+def chosen(name, base, seed=0, **values):
+    """Choose, or skip where the method says in one line that this base has nothing for it."""
+    try:
+        return make(name, **values).select(context(base, seed))
+    except UserError as error:
+        assert "\n" not in str(error)
+        pytest.skip(f"{base.model.config.model_type}: {error}")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_choice_is_exact_deterministic_and_leaves_the_base_as_it_was(name, architecture, tiny_folders):
+    base = load_base(tiny_folders[architecture])
+    before = {key: value.clone() for key, value in base.model.state_dict().items()}
+    flags = {key: value.requires_grad for key, value in base.model.named_parameters()}
+    first = chosen(name, base)
+    assert all(torch.equal(value, before[key]) for key, value in base.model.state_dict().items())
+    assert flags == {key: value.requires_grad for key, value in base.model.named_parameters()}
+    assert first == chosen(name, load_base(tiny_folders[architecture]))
+    shapes = {key: tuple(value.shape) for key, value in base.model.named_parameters()}
+    assert first.count() > 0
+    assert all(part.shape == shapes[key] for key, part in first.parts.items())
+    assert first.count() == sum(int(first.mask(key).sum()) for key in first.names())
+    method = make(name)
+    if isinstance(method, Blocks):
+        touched = [block for block in base.anatomy.blocks if any(first.covers(key) for key in block.parameters)]
+        assert len(touched) == 2
+        assert first.count() == sum(base.anatomy.sizes[key] for block in touched for key in block.parameters)
+    elif isinstance(method, Budgeted) and method.exact:
+        eligible = targets(base, method.targets)
+        budget = method.budget(eligible)
+        if all(part.form == "elements" for part in first.parts.values()):
+            assert first.count() == budget
+        else:
+            assert 0 < first.count() <= budget
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", METHODS)
+def test_training_changes_what_was_chosen_and_nothing_else(name, architecture, tiny_folders, tmp_path):
+    base = load_base(tiny_folders[architecture], dtype=torch.bfloat16)
+    original = {key: value.clone() for key, value in base.model.named_parameters()}
+    selection = chosen(name, base)
+    form = catalogue.create("adapters", "full")
+    model = form.apply(base, selection, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        train_a_little(model, base)
+    form.save(model, base, selection, tmp_path)
+    again = load_base(tiny_folders[architecture], dtype=torch.bfloat16)
+    loaded = load_specialist(again, tmp_path)
+    changed = 0
+    for key, value in loaded.named_parameters():
+        mask = selection.mask(key) if selection.covers(key) else torch.zeros(value.shape, dtype=torch.bool)
+        assert torch.equal(value[~mask], original[key][~mask]), key
+        changed += int((value != original[key]).sum())
+    assert changed > 0
+    Selection.load(tmp_path / "selection.safetensors") if not selection.whole() else None
+    assert logits(loaded).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method, Budgeted)])
+def test_budgets_that_make_no_sense_are_refused_in_one_line(name, llama_folder):
+    base = load_base(llama_folder)
+    for wrong in ({"entries": 10**9}, {"density": 1e-9}):
+        with pytest.raises(UserError) as error:
+            make(name, **wrong).select(context(base))
+        assert "parameters." in str(error.value)
+    for wrong in ({"density": 0}, {"density": 1.5}, {"entries": 0}):
+        with pytest.raises(UserError):
+            make(name, **wrong)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method, Blocks)])
+def test_more_blocks_than_there_are_is_refused(name, llama_folder):
+    with pytest.raises(UserError, match="the base has 4"):
+        make(name, k=5).select(context(load_base(llama_folder)))
