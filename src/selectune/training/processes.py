@@ -41,9 +41,14 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def rank() -> int:
+    """Return the number of this process among those that train together."""
+    return int(os.environ.get("RANK", 0))
+
+
 def first() -> bool:
     """Whether this is the process that writes files and speaks to the user."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return rank() == 0
 
 
 def wait() -> None:

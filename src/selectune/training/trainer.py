@@ -321,7 +321,7 @@ def train(
     try:
         with EndAtStep() as interruption:
             whole = LossOfModel(model, objective, bfloat16)
-            acting = Acting(policy, Stage(whole, seed, steps, meter, context))
+            acting = Acting(policy, Stage(whole, seed, steps, meter, train_data, context))
             trainer = SelectiveTrainer(
                 whole,
                 f"{learning_rate:g}",

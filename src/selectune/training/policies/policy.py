@@ -44,11 +44,13 @@ class Stage:
 
     Args:
         whole: the model with its loss. seed: the run's. steps: optimiser steps in the run. meter: what counts the cost.
-        context: base, encoder and records, for policies that choose anew or bring records of their own.
+        rows: the packed training sequences. context: base, encoder and records, for policies that choose anew.
     """
 
-    def __init__(self, whole: LossOfModel, seed: int, steps: int, meter: Meter, context: Context | None = None) -> None:
-        self.whole, self.seed, self.steps, self.meter, self.context = whole, seed, steps, meter, context
+    def __init__(
+        self, whole: LossOfModel, seed: int, steps: int, meter: Meter, rows: list[Batch], context: Context | None = None
+    ) -> None:
+        self.whole, self.seed, self.steps, self.meter, self.rows, self.context = whole, seed, steps, meter, rows, context
         self.anatomy = Anatomy.of(whole.causal)
         self.optimiser: Any = None
         self.step = 0
@@ -95,6 +97,18 @@ class Stage:
             if value.grad is not None:
                 yield name, value, value.grad
 
+    def sample(self, count: int, purpose: str = "") -> list[Batch]:
+        """Return training sequences as batches of one, drawn anew for each step and purpose; all of them, where there are no more."""
+        order = torch.randperm(len(self.rows), generator=self.generator(f"rows/{purpose}"))[:count].tolist()
+        device = next(self.whole.parameters()).device
+        return [{key: value[None].to(device) for key, value in self.rows[number].items()} for number in order]
+
+    def mean_loss(self, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch's response tokens, outside of the step that is being made."""
+        self.meter.count(forward=batch["input_ids"].numel(), backward=batch["input_ids"].numel() * torch.is_grad_enabled())
+        total: Tensor = self.whole(**batch)
+        return total / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
+
     def values(self) -> dict[str, Tensor]:
         """Return copies of what trains as it is now."""
         return {name: value.detach().clone() for name, value in self.parameters.items()}
@@ -115,6 +129,10 @@ class Stage:
         if processes.count() == 1:
             for name, value in self.parameters.items():
                 value.requires_grad_(names is None or name in names)
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self.drop(set(self.parameters))
 
     def drop(self, names: set[str]) -> None:
         """Forget gradients: the optimiser passes over these parameters."""
