@@ -78,7 +78,7 @@ def trial(
     options: dict[str, Any] = {} if optimiser == "sgd" else {"weight_decay": 0.0, "fused": True}
     stepper = kind(list(trained.values()), lr=learning_rate, **options)
     schedule = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: 1 - step / steps)
-    whole = LossOfModel(model, objective or CrossEntropy(), context.bfloat16)
+    whole = LossOfModel(model, objective or CrossEntropy(), in_bfloat16(context))
     losses = []
     with whole.attending(rows):
         for step, members in zip(range(steps), _batches(len(rows), batch, seed), strict=False):
@@ -102,7 +102,7 @@ def loss_on(context: Context, records: Sequence[Record], model: Any = None) -> f
     from selectune.objectives.cross_entropy import CrossEntropy
 
     rows = rows_of(context, records, packed=True)
-    whole = LossOfModel(context.base.model if model is None else model, CrossEntropy(), context.bfloat16)
+    whole = LossOfModel(context.base.model if model is None else model, CrossEntropy(), in_bfloat16(context))
     total, count = 0.0, 0
     with torch.no_grad(), whole.attending(rows):
         for row in rows:
@@ -136,6 +136,11 @@ def _batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
             queue += torch.randperm(count, generator=generator).tolist()
         yield queue[:size]
         queue = queue[size:]
+
+
+def in_bfloat16(context: Context) -> bool:
+    """Return whether a copy of the base computes by autocast: asked for, or needed where fp32 copies of weights meet a bf16 rest."""
+    return context.bfloat16 or context.base.model.dtype == torch.bfloat16
 
 
 def _is_part(value: Tensor, trained: dict[str, Tensor]) -> bool:
