@@ -1,10 +1,11 @@
 # make demo: the main job on the built-in example.   make test: the whole test suite.
-# Both make .venv first and install exactly what constraints.txt says; the second time they find it ready.
+# make docs: writes docs/methods from the catalogue.
+# All make .venv first and install exactly what constraints.txt says; the second time they find it ready.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test docs clean
 
 demo: .venv/ready
 	$(BIN)/selectune demo
@@ -13,6 +14,9 @@ test: .venv/ready-test
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy src
 	$(BIN)/python -m pytest -q
+
+docs: .venv/ready
+	$(BIN)/selectune methods write docs/methods
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit('Selectune needs Python 3.11 or newer; name one with: make demo PYTHON=python3.12' if sys.version_info < (3, 11) else 0)"

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from selectune import __version__
+from selectune.cli_methods import methods_app
+from selectune.cli_selection import delta_app, selection_app
 from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_OVER_BUDGET, UserError
 
 app = typer.Typer(
@@ -24,7 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-recipe_app = typer.Typer()
+app.add_typer(methods_app, name="methods")
+app.add_typer(selection_app, name="selection")
+app.add_typer(delta_app, name="delta")
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/examples-lora.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -34,8 +38,13 @@ Train = Annotated[str | None, typer.Argument(help="Training data: a file, folder
 RecipeFile = Annotated[Path | None, typer.Option(help="A recipe file; options below override it.")]
 Base = Annotated[str | None, typer.Option(help="Base: built-in name, folder, .gguf file or hub id.")]
 Test = Annotated[str | None, typer.Option(help="Target test set; left out: a tenth of the training data is held out.")]
-Form = Annotated[str | None, typer.Option(help="full, lora or qlora; with settings: lora:rank=8,alpha=16")]
-Parameters = Annotated[str | None, typer.Option(help="Which weights: all, fisher_blocks:k=8, last_blocks:k=8, ...")]
+Form = Annotated[
+    str | None,
+    typer.Option(help="In which form: full, lora, ...; with settings: lora:rank=8,alpha=16. See selectune methods adapters."),
+]
+Parameters = Annotated[
+    str | None, typer.Option(help="Which weights: all, fisher_blocks:k=8, ... See selectune methods parameters.")
+]
 Benchmarks = Annotated[str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder with local copies of the benchmarks.")]
 Items = Annotated[int | None, typer.Option(help="Items of each benchmark.")]
@@ -205,21 +214,6 @@ def recipe_command(
 
 
 @app.command()
-def methods(
-    axis: Annotated[str | None, typer.Argument(help="parameters, adapters, objectives or policies.", show_default=False)] = None,
-) -> None:
-    """List the methods of each axis, with their papers."""
-    from selectune import catalogue
-
-    for each in [axis] if axis else catalogue.AXES:
-        if each not in catalogue.AXES:
-            raise UserError(f"unknown axis '{each}'", expected=f"one of {', '.join(catalogue.AXES)}")
-        typer.echo(f"{each}:")
-        for name, method in catalogue.methods(each).items():
-            typer.echo(f"  {name:22} {method.summary}" + (f"\n  {'':22} {method.paper}" if method.paper else ""))
-
-
-@app.command()
 def report(run: RunFolder) -> None:
     """Write the report of a run again and print its path."""
     from selectune.reporting import write_report
@@ -238,6 +232,29 @@ def compare(
     from selectune.run import Run
 
     typer.echo(write_comparison([Run.open(folder) for folder in runs], output))
+
+
+@app.command()
+def experiment(
+    file: Annotated[Path, typer.Argument(help="An experiment: methods x tasks x budgets x seeds.", show_default=False)],
+    only: Annotated[str | None, typer.Option(help="Work on this method alone.")] = None,
+    task: Annotated[str | None, typer.Option(help="Work on this task alone.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Begin nothing new after so many minutes.")] = None,
+    page: Annotated[Path | None, typer.Option(help="The Markdown page to write; pictures and JSON go beside it.")] = None,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Run nothing, write the page.")] = False,
+    data_root: DataRoot = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run what is missing of an experiment and write its page: gain against forgetting, costs, ranks, what the papers say."""
+    from selectune.experiment import experiment as run
+
+    try:
+        typer.echo(run(file, only=only, task=task, minutes=minutes, page=page, page_only=page_only, data_root=data_root,
+                       retry_failed=retry_failed, quiet=quiet))  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("selectune: stopped; the same command goes on", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @app.command("runs")

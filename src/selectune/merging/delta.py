@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -80,11 +80,7 @@ class Delta:
             UserError: no specialist, one of another base, an adapter, or the base is needed and not given.
         """
         folder = Path(folder)
-        origin = read_origin(folder, base)
-        if not (folder / CHANGED).is_file():
-            form = origin["form"].get("method", "?")
-            raise UserError(f"was not trained in place (its form is {form})", file=folder, expected=f"a folder with {CHANGED}",
-                            mend="train with `form: full`, or merge the adapter with `selectune export`")  # fmt: skip
+        origin = origin_in_place(folder, base)
         after = load_file(folder / CHANGED)
         places = Selection.load(folder / PLACES).parts if (folder / PLACES).is_file() else {}
         parts = {name: _tiled(places.get(name) or Part(tuple(values.shape))) for name, values in sorted(after.items())}
@@ -231,6 +227,20 @@ class Delta:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def origin_in_place(folder: Path, base: Base | None = None) -> dict[str, Any]:
+    """Return which base a specialist belongs to, that was trained in place.
+
+    Raises:
+        UserError: the folder holds no specialist, one of another base, or an adapter.
+    """
+    origin = read_origin(folder, base)
+    if not (folder / CHANGED).is_file():
+        form = origin["form"].get("method", "?")
+        raise UserError(f"was not trained in place (its form is {form})", file=folder, expected=f"a folder with {CHANGED}",
+                        mend="train with `form: full`, or merge the adapter with `selectune export`")  # fmt: skip
+    return origin
 
 
 def _sum(terms: Sequence[tuple[int, Delta]]) -> Delta:

@@ -1,6 +1,6 @@
 """Small pictures as inline SVG, readable in the dark, in print and by a screen reader.
 
-Knows: lines, bars, intervals and points; their colours come from the page's style. Does not know: any run.
+Knows: lines, bars, intervals, points and heat maps; their colours come from the page's style. Does not know: any run.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
@@ -87,6 +88,29 @@ def bars(
     return _svg(WIDTH, height, title, said, body)
 
 
+def heat(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str, up: str) -> Markup:
+    """Draw shares from 0 to 1 as a grid, the first row below, the darkest cell the largest share."""
+    most = max((value for row in values for value in row), default=0.0)
+    wide, high, top = (WIDTH - LEFT - RIGHT) / max(len(columns), 1), 18, 34
+    bottom = top + high * len(rows)
+    body = [_text(4, 16, up, "start", "title")]
+    every = 1 if len(rows) <= 16 else 5
+    for index, (name, row) in enumerate(zip(rows, values, strict=True)):
+        y = bottom - high * (index + 1)
+        if index % every == 0:
+            body.append(_text(LEFT - 8, y + high - 5, name, "end"))
+        for column, (matrix, value) in enumerate(zip(columns, row, strict=True)):
+            shade = f'class="strong" opacity="{0.12 + 0.88 * value / most:.3f}"' if value else 'class="weak" opacity="0.2"'
+            body.append(f'<rect {shade} x="{LEFT + wide * column + 1:.1f}" y="{y + 1:.1f}" width="{max(wide - 2, 1):.1f}" '
+                        f'height="{high - 2}" rx="1.5"><title>{escape(f"{name}, {matrix}: {value:.4%}")}</title></rect>')  # fmt: skip
+    for column, matrix in enumerate(columns):
+        x, y = LEFT + wide * (column + 0.5), bottom + 14
+        body.append(f'<g transform="rotate(-35 {x:.1f} {y:.1f})">{_text(x, y, matrix, "end")}</g>')
+    body += _legend([("weak", "0 %"), ("strong", f"{most * 100:.3g} %")])
+    room = round(4.5 * max(map(len, columns), default=0)) + 30
+    return _svg(WIDTH, bottom + room, title, f"largest share {most:.3%}", body)
+
+
 def interval(low: float, middle: float, high: float, widest: float, tone: str, limit: float | None = None) -> Markup:
     """Draw one interval around its middle between ``-widest`` and ``widest``, with a line at zero and one at a limit."""
     at = _scale(-widest, widest, 8, 212)
@@ -139,6 +163,14 @@ def scatter(spots: Sequence[Spot], across: str, up: str, up_scale: float = 1.0) 
     body += _legend([("strong", "no other run beats it on both"), ("weak", "beaten")])
     said = "; ".join(f"{spot.name}: {_signed(spot.y[1] * up_scale)} at {_signed(spot.x[1])}" for spot in spots)
     return _svg(WIDTH, height, f"{up} against {across}", said, body)
+
+
+def standalone(picture: Markup) -> str:
+    """Return a picture as a file of its own, with the colours of the pages."""
+    head, _, rest = str(picture).partition(">")
+    style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    named = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{named}><style>{style}</style>{rest}"
 
 
 def _x(spot: Spot) -> tuple[float, float, float]:
