@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from selectune.errors import UserError, nearest
 
 AXES = {
+    "examples": "selectune.examples",
     "parameters": "selectune.parameters",
     "adapters": "selectune.adapters",
     "objectives": "selectune.objectives",

@@ -1,0 +1,98 @@
+"""What a method of choosing examples may ask for.
+
+Knows: the pool of records, each with its place and its size; the target's records; the base, loaded when it is first asked for; and where
+signals are kept, so that a record is measured once. Does not know: any signal or method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from selectune.data.records import Record
+from selectune.meter import Meter
+
+if TYPE_CHECKING:
+    from selectune.models import Base
+
+
+@dataclass
+class Pool:
+    """Records to choose from, and what choosing may use.
+
+    Equal records are one and the same to every signal: what is known of a record follows from its content alone, never from its place.
+    """
+
+    records: Sequence[Record]
+    load_base: Callable[[], Base]
+    """Gives the base; called once, and only by methods that need it."""
+    make_encoder: Callable[[Any], Any]
+    """From the base's tokenizer to the encoder of records."""
+    target: Sequence[Record] = ()
+    """Records of the target: what the specialist should be good at."""
+    seed: int = 0
+    meter: Meter = field(default_factory=lambda: Meter("choose examples"))
+    bfloat16: bool = False
+    quiet: bool = False
+    folder: Path | None = None
+    """Where signals are kept as they come; left out: in memory only."""
+    engine: str = "local"
+    """``local``, or ``ray``: signals are computed by the workers of a Ray cluster."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of the choice, a sentence each."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base model."""
+        return self.load_base()
+
+    @cached_property
+    def encoder(self) -> Any:
+        """What turns records into the base's tokens."""
+        return self.make_encoder(self.base.tokenizer)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The hash of each record's content."""
+        return [record.key for record in self.records]
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Places in the order in which ties are broken: by content, then by place; ``(records,)`` int64."""
+        return np.array(sorted(range(len(self.records)), key=lambda place: (self.keys[place], place)), dtype=np.int64)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Trained tokens of each record as the base reads it, ``(records,)`` int64."""
+        known: dict[str, int] = {}
+        for key, record in zip(self.keys, self.records, strict=True):
+            if key not in known:
+                known[key] = sum(sum(label != -100 for label in piece.labels[1:]) for piece in self.encoder.encode(record))
+        return np.array([known[key] for key in self.keys], dtype=np.int64)
+
+    def generator(self, purpose: str = "") -> np.random.Generator:
+        """Return a generator that depends on the seed and a purpose only."""
+        return np.random.default_rng([self.seed, *purpose.encode()])
+
+    def uniform(self, purpose: str = "") -> np.ndarray:
+        """Return a uniform number for each record that depends on its content, the seed and nothing else (not on the pool's order).
+
+        Equal records, by their place among each other, get different ones.
+        """
+        drawn = self.generator(purpose).random(len(self.records))
+        spread = np.empty(len(self.records))
+        spread[self.order] = drawn
+        return spread
+
+    def torch_generator(self) -> torch.Generator:
+        """Return a seeded torch generator."""
+        return torch.Generator().manual_seed(self.seed)

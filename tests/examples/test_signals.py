@@ -1,0 +1,121 @@
+"""Signals against the model's own loss and slow loops; what is kept survives."""
+
+import numpy as np
+import pytest
+import torch
+
+from selectune.data import Encoder, Message, Record
+from selectune.examples import Pool
+from selectune.examples.factors import store
+from selectune.examples.factors.signals import GradientSketch, OwnEmbedding, ResponseLoss
+from selectune.examples.factors.store import measure, write_scores
+from selectune.models import load_base
+
+RECORDS = [
+    Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", "lamp " * (i % 5 + 1) + f"{i * 7} is on.")))
+    for i in range(9)
+] + [Record("text", text="The quick brown fox jumps over the lazy dog. " * 3)]
+
+
+def pool(base, records=RECORDS, **options):
+    return Pool(records, lambda: load_base(base), lambda words: Encoder(words, 128), quiet=True, **options)
+
+
+def own_loss(base, ids, labels):
+    """The model's own mean loss of one sequence."""
+    with torch.no_grad():
+        return float(base.model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]), use_cache=False).loss)
+
+
+def test_losses_are_the_models_own(llama_folder):
+    made = pool(llama_folder)
+    found = measure(made, ResponseLoss())
+    for record, value in zip(RECORDS, found, strict=True):
+        (piece,) = made.encoder.encode(record)
+        labels = [-100, *piece.labels[1:]]
+        assert value == pytest.approx(own_loss(made.base, piece.input_ids, labels), rel=1e-4)
+    alone = measure(made, ResponseLoss(conditional=False))
+    (piece,) = made.encoder.encode(RECORDS[3])
+    response = [label for label in piece.labels if label != -100]
+    assert alone[3] == pytest.approx(own_loss(made.base, [1, *response], [-100, *response]), rel=1e-4)
+    assert not np.allclose(alone, found)
+
+
+def test_embeddings_are_means_of_the_last_states(llama_folder):
+    made = pool(llama_folder)
+    found = measure(made, OwnEmbedding())
+    for number in (0, 9):
+        ids = made.base.tokenizer(RECORDS[number].question)["input_ids"]
+        with torch.no_grad():
+            states = made.base.model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, 1:]
+        assert np.allclose(found[number], torch.nn.functional.normalize(states.mean(0), dim=0), atol=1e-5)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_sketches_keep_inner_products_of_adapter_gradients(llama_folder):
+    made = pool(llama_folder)
+    signal = GradientSketch(dimension=4096, rank=2, unit=False)
+    found = measure(made, signal)
+    by_hand = []
+    for record in RECORDS[:5]:
+        (piece,) = made.encoder.encode(record)
+        ids, labels = torch.tensor([piece.input_ids]), torch.tensor([[-100, *piece.labels[1:]]])
+        adapters, handles = [], []
+        for place, name in enumerate(name for block in made.base.anatomy.blocks for name in block.linears):
+            module = made.base.model.get_submodule(name)
+            generator = torch.Generator().manual_seed(place)
+            side = torch.randn(2, module.in_features, generator=generator) / 2**0.5
+            adapter = torch.zeros(module.out_features, 2, requires_grad=True)
+            adapters.append(adapter)
+            handles.append(module.register_forward_hook(lambda m, x, y, a=adapter, s=side: y + x[0] @ s.T @ a.T))
+        made.base.model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        by_hand.append(torch.cat([adapter.grad.reshape(-1) for adapter in adapters]))
+        for handle in handles:
+            handle.remove()
+        made.base.model.zero_grad()
+    exact = torch.stack(by_hand).double().numpy()
+    wanted, got = exact @ exact.T, found[:5].astype(np.float64) @ found[:5].astype(np.float64).T
+    assert np.allclose(got, wanted, atol=0.15 * np.abs(wanted).max())
+    assert np.linalg.norm(found[:5], axis=1) == pytest.approx(np.linalg.norm(exact, axis=1), rel=0.1)
+
+
+def test_equal_records_are_measured_once_and_order_does_not_matter(llama_folder):
+    doubled = pool(llama_folder, [*RECORDS, *RECORDS[::-1]])
+    found = measure(doubled, ResponseLoss())
+    assert np.array_equal(found[: len(RECORDS)], found[len(RECORDS) :][::-1])
+    assert np.array_equal(found[: len(RECORDS)], measure(pool(llama_folder), ResponseLoss()))
+
+
+def test_what_was_measured_before_a_kill_is_not_measured_again(llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BATCH", 2)
+    whole = measure(pool(llama_folder), ResponseLoss())
+    calls = []
+    plain = ResponseLoss.measure
+
+    def counted(self, worker, records):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(len(records))
+        return plain(self, worker, records)
+
+    monkeypatch.setattr(ResponseLoss, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(pool(llama_folder, folder=tmp_path), ResponseLoss())
+    assert calls == [2, 2, 2]
+    monkeypatch.setattr(ResponseLoss, "measure", lambda self, w, r: calls.append(len(r)) or plain(self, w, r))
+    again = measure(pool(llama_folder, folder=tmp_path), ResponseLoss())
+    assert calls == [2, 2, 2, 2, 2] and np.array_equal(again, whole)
+    measure(pool(llama_folder, folder=tmp_path), ResponseLoss())
+    assert len(calls) == 5
+    measure(pool(llama_folder, folder=tmp_path), ResponseLoss(conditional=False))
+    assert len(calls) == 10  # another setting is another signal
+
+
+def test_scores_are_a_table(llama_folder, tmp_path):
+    import pandas as pd
+
+    made = pool(llama_folder)
+    write_scores(tmp_path / "scores.parquet", made, {"loss": np.arange(10.0)}, np.array([4, 2]))
+    table = pd.read_parquet(tmp_path / "scores.parquet")
+    assert table["chosen"].sum() == 2 and table["rank"][4] == 0 and table["rank"][2] == 1
+    assert table["key"].tolist() == made.keys
