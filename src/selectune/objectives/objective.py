@@ -1,8 +1,8 @@
 """What every objective has in common.
 
 Knows: that a loss is a sum over response tokens, each with a weight; that only positions that count meet the vocabulary, a chunk at a
-time; and that a chunk's gradient is taken at once, so that the logits of a whole batch never exist together and no product is
-made twice. Does not know: the formula, which is the objective's own.
+time; that a chunk's gradient is taken at once, so that the logits of a whole batch never exist together and no product is made
+twice; and that a few rows of them at a time are fp32. Does not know: the formula, which is the objective's own.
 """
 
 from __future__ import annotations
@@ -15,29 +15,61 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from selectune.catalogue import Method
 
-CHUNK = 512  # positions that meet the vocabulary at once: 100 MB of fp32 logits at 49,152 entries
+CHUNK = 256
+"""Positions that meet the vocabulary at once: 25 MB of bf16 logits at 49,152 entries, and as much for their gradient."""
+CHUNK_OF_TRAINED_HEAD = 512
+"""The same where the head trains: each chunk makes a gradient of the head's size."""
+ROWS = 16
+"""Positions whose logits are in fp32 at once."""
 
 Head = Callable[[Tensor], Tensor]
+
+
+class _LogProbability(torch.autograd.Function):
+    """The log-probability of the targets, in fp32 from logits of any dtype, of which no fp32 copy is made or kept.
+
+    The gradient of a logit, ``given * ([is the target] - probability)``, is rounded once for each of its factors; that of the target comes
+    from the fp32 log-probability, so that it is exact where the probability is close to one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        pairs = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
+        found = torch.cat([some.float().log_softmax(-1).gather(1, wanted[:, None]) for some, wanted in pairs]).squeeze(-1)
+        ctx.save_for_backward(logits, targets, found)
+        return found
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
+        logits, targets, found = ctx.saved_tensors
+        gradient = logits.softmax(-1).mul_(-given[:, None].to(logits.dtype))
+        return gradient.scatter_(1, targets[:, None], (-given * found.expm1())[:, None].to(logits.dtype)), None
 
 
 @dataclass
 class Predictions:
     """What a model says about the next token at some positions."""
 
-    logits: Tensor
-    """``(positions, vocabulary)`` fp32."""
+    raw: Tensor
+    """``(positions, vocabulary)`` logits in the dtype of the computation."""
     targets: Tensor
     """``(positions,)`` int64: the tokens that came."""
     reference_logits: Tensor | None = None
     """``(positions, vocabulary)`` fp32 of the reference model, without gradient, for objectives that ask for one."""
 
     def __post_init__(self) -> None:
-        self.log_probability = -functional.cross_entropy(self.logits, self.targets, reduction="none")
-        """``(positions,)`` log-probability of each target."""
+        self.log_probability: Tensor = _LogProbability.apply(self.raw, self.targets)  # type: ignore[no-untyped-call]
+        """``(positions,)`` fp32 log-probability of each target."""
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """``(positions, vocabulary)`` fp32, for objectives that need all of them."""
+        return self.raw.float()
 
     @cached_property
     def log_partition(self) -> Tensor:
@@ -84,7 +116,7 @@ class Objective(Method, ABC):
         labels: Tensor,
         weights: Tensor | None = None,
         reference: tuple[Head, Tensor] | None = None,
-        head_parameters: Iterable[Tensor] = (),
+        head_parameters: Iterable[Tensor] | None = None,
         entropy: bool = False,
     ) -> Loss:
         """Return the weighted sum of the losses over the positions whose next token has a label.
@@ -95,7 +127,8 @@ class Objective(Method, ABC):
             labels: ``(batch, length)`` int64, -100 where nothing is learnt; shifted here, not by the caller.
             weights: ``(batch, length)`` of the tokens in ``labels``; a token of weight 0 never meets the vocabulary.
             reference: the head and the hidden states, of the same shape, of the reference model.
-            head_parameters: what trains in the head.
+            head_parameters: what trains in the head; each chunk's gradient is taken at once, for these and the hidden states. Left
+                out, every chunk is kept for a backward pass to whatever the head is made of.
             entropy: return the predictions' entropies too.
         """
         wanted = labels[:, 1:].reshape(-1)
@@ -103,6 +136,7 @@ class Objective(Method, ABC):
         if weights is not None:
             counts = counts & (weights[:, 1:].reshape(-1) != 0)
         kept = counts.nonzero().squeeze(-1)
+        parameters = [value for value in head_parameters or () if value.requires_grad]
         chunks = _Chunks(
             objective=self,
             head=head,
@@ -110,16 +144,15 @@ class Objective(Method, ABC):
             weights=None if weights is None else weights[:, 1:].reshape(-1)[kept].float(),
             reference=None if reference is None else (reference[0], _kept(reference[1], kept)),
             entropy=entropy,
+            gradient=torch.is_grad_enabled() and (hidden.requires_grad or bool(parameters)),
         )
         states = _kept(hidden, kept)
-        parameters = [value for value in head_parameters if value.requires_grad]
-        needs_gradient = torch.is_grad_enabled() and (states.requires_grad or bool(parameters))
-        if len(kept) <= CHUNK or not needs_gradient:
+        if head_parameters is None:
             parts = [chunks.part(states[start : start + CHUNK], start) for start in range(0, max(len(kept), 1), CHUNK)]
             total = torch.stack([part.total for part in parts]).sum()
-            said = [(part.log_probability.detach(), part.entropy) for part in parts]
-            found, spread = torch.cat([item[0] for item in said]), [item[1] for item in said if item[1] is not None]
-            return Loss(total, found, torch.cat(spread).detach() if entropy else None)
+            spread = [part.entropy.detach() for part in parts if part.entropy is not None]
+            found = torch.cat([part.log_probability.detach() for part in parts])
+            return Loss(total, found, torch.cat(spread) if entropy else None)
         total, found, spread_of = _GradientAtOnce.apply(chunks, states, *parameters)  # type: ignore[no-untyped-call]
         return Loss(total, found, spread_of if entropy else None)
 
@@ -138,6 +171,7 @@ class _Chunks:
     weights: Tensor | None
     reference: tuple[Head, Tensor] | None
     entropy: bool
+    gradient: bool
 
     def part(self, states: Tensor, start: int) -> Loss:
         """Return the loss of the positions from ``start`` on, whose hidden states are ``states``."""
@@ -146,35 +180,37 @@ class _Chunks:
         if self.reference is not None:
             with torch.no_grad():
                 beside = self.reference[0](self.reference[1][start:end]).float()
-        said = Predictions(self.head(states).float(), self.targets[start:end], beside)
+        said = Predictions(self.head(states), self.targets[start:end], beside)
         losses = self.objective.losses(said)
         total = losses.sum() if self.weights is None else (losses * self.weights[start:end]).sum()
         return Loss(total, said.log_probability, said.entropy() if self.entropy else None)
 
 
 class _GradientAtOnce(torch.autograd.Function):
-    """Computes the chunks one after the other, each with its gradient, and keeps only the gradients."""
+    """Computes the chunks one after the other, each with its gradient where one is asked for, and keeps only the gradients."""
 
     @staticmethod
     def forward(ctx: Any, chunks: _Chunks, states: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         of_states = torch.empty_like(states)
         of_parameters: list[Tensor | None] = [None] * len(parameters)
         totals, found, spread = [], [], []
-        for start in range(0, len(states), CHUNK):
-            part = states[start : start + CHUNK].detach().requires_grad_(states.requires_grad)
+        needed = chunks.gradient
+        size = CHUNK_OF_TRAINED_HEAD if parameters else CHUNK
+        for start in range(0, max(len(states), 1), size):
+            part = states[start : start + size].detach().requires_grad_(states.requires_grad)
             inputs = [value for value in (part, *parameters) if value.requires_grad]
-            with torch.enable_grad():
+            with torch.set_grad_enabled(needed):
                 loss = chunks.part(part, start)
-            gradients = iter(torch.autograd.grad(loss.total, inputs))
-            if part.requires_grad:
-                of_states[start : start + CHUNK] = next(gradients)
+            gradients = iter(torch.autograd.grad(loss.total, inputs) if needed else ())
+            if needed and part.requires_grad:
+                of_states[start : start + size] = next(gradients)
             for i, gradient in enumerate(gradients):
                 known = of_parameters[i]
                 of_parameters[i] = gradient if known is None else known.add_(gradient)
             totals.append(loss.total.detach())
             found.append(loss.log_probability.detach())
             spread.append(torch.empty(0) if loss.entropy is None else loss.entropy.detach())
-        ctx.gradients = (of_states if states.requires_grad else None, *of_parameters)
+        ctx.gradients = (of_states if needed and states.requires_grad else None, *of_parameters)
         results = torch.stack(totals).sum(), torch.cat(found), torch.cat(spread)
         ctx.mark_non_differentiable(*results[1:])
         return results

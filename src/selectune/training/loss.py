@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from selectune.models.attention import attend_by_record, record_spans
+from selectune.models.gated import short_gated_units
 from selectune.models.head import SplitModel
 from selectune.models.norms import short_norms
+from selectune.models.recomputed import recomputing
 from selectune.objectives.objective import Objective
 from selectune.training.prefix import PrefixCache
 
@@ -68,8 +70,8 @@ class LossOfModel(nn.Module):
 
     @contextmanager
     def attending(self, rows: list[dict[str, Tensor]]) -> Iterator[None]:
-        """Within, records attend by themselves and norms are short, where that gives what the model's own give."""
-        with attend_by_record(self.causal, rows) as self.by_record, short_norms(self.causal):
+        """Within, records attend by themselves, norms and gated units are short, where that gives what the model's own give."""
+        with attend_by_record(self.causal, rows) as self.by_record, short_norms(self.causal), short_gated_units(self.causal):
             try:
                 yield
             finally:
@@ -89,7 +91,10 @@ class LossOfModel(nn.Module):
             inputs["records"] = record_spans(position_ids, labels)
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             reference = self._ask_reference(inputs) if self.objective.needs_reference else None
-            with self.prefix.batch(row) if self.prefix is not None and row is not None else nullcontext():
+            with (
+                self.prefix.batch(row) if self.prefix is not None and row is not None else nullcontext(),
+                nullcontext() if self.is_activation_checkpointing else recomputing(),
+            ):
                 hidden = self.split.hidden(**inputs)
             return self.objective.loss(self.split.logits, hidden, labels, weights, reference, self.split.head_parameters()).total
 

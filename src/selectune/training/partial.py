@@ -4,7 +4,8 @@ Knows: how a module computes with a frozen weight of which some entries train. T
 written into the frozen weight (in its dtype) before each use; only they have a gradient, an optimiser state and a place in a
 checkpoint, and everything else stays as it is, bit for bit. The gradient's product has the size of the part: for rows and
 columns a thinner product, for blocks one small product each; for scattered entries one matrix's whole gradient is made, read and
-freed before the next. Of a layer's input only the columns that the product meets are kept for it.
+freed before the next. Of a layer's input only the columns that the product meets are kept for it, or nothing where the input is
+computed again.
 Does not know: which entries were chosen, or why.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selectune.models.recomputed import is_recomputed
 from selectune.parameters.selection import Part, Selection
 
 _PARTS = "_parts_that_train"
@@ -54,6 +56,11 @@ def train_entries(model: nn.Module, selection: Selection) -> dict[str, nn.Parame
             if part.form == "rows" and weight.dim() > 2 and hasattr(module, "config"):
                 config: Any = module.config
                 config._experts_implementation = "eager"  # the one that reads its experts one by one
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) and made:  # its product takes fp32 gains with states of any dtype, and no others
+            for value in module._parameters.values():
+                if value is not None:
+                    value.data = value.data.float()
     return made
 
 
@@ -183,8 +190,9 @@ class _OfEntries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, values: Tensor, product: _Product, transposed: bool) -> Tensor:
         states = inputs.reshape(-1, inputs.shape[-1])
-        met = product.rows if transposed else product.columns
-        states = states if met is None else states[:, met.to(states.device)]
+        ctx.met = product.rows if transposed else product.columns
+        if ctx.met is not None and not is_recomputed(states):
+            states, ctx.met = states[:, ctx.met.to(states.device)], None
         ctx.save_for_backward(states.to(output.dtype))
         ctx.product, ctx.transposed = product, transposed
         return output
@@ -192,6 +200,7 @@ class _OfEntries(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (states,) = ctx.saved_tensors
+        states = states if ctx.met is None else states[:, ctx.met.to(states.device)]
         outputs = gradients[0].reshape(-1, gradients[0].shape[-1])
         met = ctx.product.columns if ctx.transposed else ctx.product.rows
         outputs = outputs if met is None else outputs[:, met.to(outputs.device)]
