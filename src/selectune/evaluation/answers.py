@@ -60,7 +60,7 @@ class Writer:
 
     def _together(self, prompts: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
         shared = shared_beginning(prompts)
-        prefix = self._engine.keys_and_values(prompts[0][:shared]) if shared else {}
+        (prefix,) = self._engine.keys_and_values([prompts[0][:shared]])
         waiting = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))  # the longest are last, and first to go
         written: list[list[int]] = [[] for _ in prompts]
         answers = Answers(prefix)
@@ -155,7 +155,7 @@ def _agrees(engine: Engine) -> bool:
         tokens = [(5 * i + 2) % size for i in range(24)]
         prompts, shared = [tokens[:12], [*tokens[:6], *tokens[18:21]]], 4
         try:
-            answers = Answers(engine.keys_and_values(tokens[:shared]))
+            answers = Answers(*engine.keys_and_values([tokens[:shared]]))
             found = [read_prompts(engine, [Question(prompt, {}, shared) for prompt in prompts], answers).tolist()]
             for _ in range(3):
                 places = [len(prompt) + len(found) - 1 for prompt in prompts]

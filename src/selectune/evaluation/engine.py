@@ -1,15 +1,17 @@
 """Runs a causal model over batches of questions, in the fastest way that gives what the plain way gives.
 
-Knows: three ways of laying questions out and which of them a model takes (tried on a few tokens); attention without masks where
-questions lie end to end; beginnings that are computed once; the head on chosen positions only; bf16 with an fp32 residual stream.
+Knows: three ways of laying questions out and which of them a model takes (tried on a few tokens); attention without masks, and short
+blocks, where questions lie end to end; beginnings that are computed once; the head on chosen positions only, some words at a
+time; bf16 with an fp32 residual stream.
 Does not know: what the scores decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -20,20 +22,26 @@ from selectune.evaluation.rows import (
     Question,
     apart,
     batches,
+    by_length,
     by_prefix,
     end_to_end,
     lay_end_to_end,
     lay_side_by_side,
 )
-from selectune.models.attention_of_choices import KeysAndValues, Row, attending
+from selectune.models.attention_of_choices import KeysAndValues, Row, attending, rounded
 from selectune.models.head import SplitModel
 from selectune.models.products import fast_fp32_products
+from selectune.models.short_blocks import ShortDecoder
 
 END_TO_END, SIDE_BY_SIDE, PLAIN = "end to end", "side by side", "plain"
+SHORT, WIDE, OWN = "short", "wide", "own"
+"""How a row end to end is computed: in short blocks; by the model's own blocks with an fp32 residual stream; by them as they are."""
 LONGEST_ROW = 2048
 """Tokens of a row that holds several continuations under a dense mask."""
-HEAD_ROWS = 256
+HEAD_ROWS = 1024
 """Positions that meet the vocabulary at once."""
+WORDS = 4096
+"""Words that they meet at once: what is made of them stays in the processor's cache."""
 
 
 @dataclass
@@ -52,10 +60,10 @@ class Engine:
 
     Args:
         model: a causal model or a PEFT model around one. fast: compute in bf16. row_tokens: tokens in one forward pass, padding
-            included.
+            included. like: an engine of the same model in another dtype, whose way is taken; otherwise ways are tried.
     """
 
-    def __init__(self, model: Any, fast: bool, row_tokens: int) -> None:
+    def __init__(self, model: Any, fast: bool, row_tokens: int, like: Engine | None = None) -> None:
         self.split, self.fast, self.row_tokens = SplitModel(model), fast, row_tokens
         self.causal = self.split.causal
         self.device = next(model.parameters()).device
@@ -64,10 +72,19 @@ class Engine:
         self._window = min([int(window) for window in windows if window] or [1 << 30])
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         self._by_length = any(kind in str(rope) for kind in ("dynamic", "longrope"))  # positions depend on the longest row
-        self._wide = False
         self.writes_together: bool | None = None
         """Whether answers may be written together; None until it was tried."""
-        self.way = self._best_way()
+        self._form = OWN
+        self._short: ShortDecoder | None = None
+        if like is None:
+            self.way = self._best_way()
+        else:
+            self.way = like.way
+            self._take(like._form)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.fast else torch.float32
 
     # -- ways of laying out --------------------------------------------------------------------------------------------
 
@@ -86,13 +103,13 @@ class Engine:
         batch = lay_side_by_side(apart(asked))
         expected = self.states(batch, PLAIN)[batch.which]
         tolerance = 3e-2 if self.fast or next(self.causal.parameters()).dtype != torch.float32 else 1e-4
-        for way, wide in ((END_TO_END, True), (END_TO_END, False), (SIDE_BY_SIDE, False)):
-            if (way == END_TO_END and self.device.type != "cpu") or (wide and not self.fast):
+        for way, form in ((END_TO_END, SHORT), (END_TO_END, WIDE), (END_TO_END, OWN), (SIDE_BY_SIDE, OWN)):
+            if (way == END_TO_END and self.device.type != "cpu") or (form == WIDE and not self.fast):
                 continue
-            self._wide = wide
             try:
+                self._take(form)
                 if way == END_TO_END:
-                    prefix = self.keys_and_values(start)
+                    (prefix,) = self.keys_and_values([start])
                     batch = lay_end_to_end([Question(q.context, q.continuations, len(start)) for q in asked])
                     found = self.states(batch, way, Row(batch.parts, prefix))[batch.which]
                 else:
@@ -102,8 +119,10 @@ class Engine:
                 continue
             if (found - expected).norm() < tolerance * expected.norm():
                 return way
-        self._wide = False
         return PLAIN
+
+    def _take(self, form: str) -> None:
+        self._form, self._short = form, ShortDecoder(self.causal, self._dtype) if form == SHORT else None
 
     def fits(self, tokens: int) -> bool:
         """Whether attention without masks is right for tokens that see so many."""
@@ -115,55 +134,76 @@ class Engine:
         """Return the forward passes that answer some questions, each a function that returns :class:`Predictions`."""
         passes: list[Any] = []
         others = [question for question in questions if not self.fits(question.reach)]
-        for prefix, members in by_prefix([question for question in questions if self.fits(question.reach)]):
-            kept: dict[str, KeysAndValues] = {}
-            for run in end_to_end(members, self.row_tokens):
-                passes.append(lambda run=run, prefix=prefix, kept=kept: self._end_to_end(run, prefix, kept, margins))
+        groups = by_prefix([question for question in questions if self.fits(question.reach)])
+        for few in end_to_end(groups, self.row_tokens, lambda group: len(group[0])):
+            kept: list[KeysAndValues] = []
+            runs = [
+                (place, run) for place, (_, members) in enumerate(few) for run in end_to_end(by_length(members), self.row_tokens)
+            ]
+            for number, (place, run) in enumerate(runs):
+                last = number == len(runs) - 1
+                passes.append(partial(self._end_to_end, run, [prefix for prefix, _ in few], kept, place, last, margins))
         masked = [question for question in others if self.way == SIDE_BY_SIDE and question.reach <= self._window]
         plain = [question for question in others if not (self.way == SIDE_BY_SIDE and question.reach <= self._window)]
         for run in [*self._padded(apart(masked, LONGEST_ROW)), *self._padded(apart(plain))]:
-            passes.append(lambda run=run: self._read(lay_side_by_side(run), SIDE_BY_SIDE, {}, margins))
+            passes.append(lambda run=run: self._read(lay_side_by_side(run), SIDE_BY_SIDE, None, margins))
         return passes
 
     def _padded(self, questions: list[Question]) -> Iterator[list[Question]]:
         ordered = sorted(questions, key=lambda question: -question.read)
         return batches(ordered, lambda question: question.read, 1 if self._by_length else self.row_tokens)
 
-    def _end_to_end(self, run: list[Question], prefix: list[int], kept: dict[str, KeysAndValues], margins: bool) -> Predictions:
-        if "" not in kept:  # the beginning is computed with the first batch that needs it
-            kept[""] = self.keys_and_values(prefix) if prefix else {}
-        return self._read(lay_end_to_end(run), END_TO_END, kept[""], margins)
+    def _end_to_end(
+        self, run: list[Question], prefixes: list[list[int]], kept: list[KeysAndValues], place: int, last: bool, margins: bool
+    ) -> Predictions:
+        """Answer a run of questions behind one of some beginnings, which are computed with the first run and forgotten with the last."""
+        if not kept:
+            kept += self.keys_and_values(prefixes)
+        batch = lay_end_to_end(run)
+        found = self._read(batch, END_TO_END, Row(batch.parts, kept[place]), margins)
+        if last:
+            kept.clear()
+        return found
 
-    def keys_and_values(self, prefix: list[int]) -> KeysAndValues:
-        """Return the keys and values of a beginning, by layer."""
-        row = Row([[len(prefix)]], keep=True)
-        self._hidden(lay_end_to_end([Question(prefix, {})]), END_TO_END, row)
-        return row.kept
+    def keys_and_values(self, prefixes: Sequence[list[int]]) -> list[KeysAndValues]:
+        """Return the keys and values of some beginnings, by layer; none for an empty one."""
+        batch = lay_end_to_end([Question(prefix, {}) for prefix in prefixes if prefix])
+        row = Row(batch.parts, keep=True)
+        if batch.parts:
+            self.states(batch, END_TO_END, row)
+        ends = list(accumulate(map(len, prefixes), initial=0))
+        return [
+            {
+                layer: (keys[:, a:b].contiguous(), values[:, a:b].contiguous())
+                for layer, (keys, values) in row.kept.items()
+                if a < b
+            }
+            for a, b in pairwise(ends)
+        ]
 
     @torch.no_grad()
-    def _read(self, batch: Batch, way: str, prefix: KeysAndValues, margins: bool) -> Predictions:
-        row = Row(batch.parts, prefix) if way == END_TO_END else None
+    def _read(self, batch: Batch, way: str, row: Row | None, margins: bool) -> Predictions:
         values, leads = self._through_head(self.states(batch, way, row), batch, margins)
         return Predictions(batch.owners, values.tolist(), leads.tolist())
 
+    @torch.no_grad()
     def states(self, batch: Batch, way: str, row: Row | None = None) -> Tensor:
         """Return the hidden states at the places of a batch, ``(places, hidden)``; ``row`` goes with one laid end to end."""
-        hidden = self._hidden(batch, way, row)
-        return hidden.reshape(-1, hidden.shape[-1])[torch.tensor(batch.places, device=hidden.device)]
-
-    @torch.no_grad()
-    def _hidden(self, batch: Batch, way: str, row: Row | None) -> Tensor:
-        ids = batch.ids.to(self.device)
-        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": batch.positions.to(self.device)}
-        if self._wide and way == END_TO_END:  # what is added up over the blocks is fp32, products are bf16
-            inputs["inputs_embeds"] = self.causal.get_input_embeddings()(inputs.pop("input_ids")).float()
-        if row is not None:
-            inputs["choices"] = row
-        elif batch.mask is not None:
-            inputs["attention_mask"] = self._mask(batch.mask)
-        attention = nullcontext() if row is None else attending(self.causal)
-        with attention, fast_fp32_products(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
-            return self.split.hidden(**inputs)
+        ids, positions = batch.ids.to(self.device), batch.positions.to(self.device)
+        places = torch.tensor(batch.places, device=self.device)
+        with fast_fp32_products(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            if row is None:
+                extra = {} if batch.mask is None else {"attention_mask": self._mask(batch.mask)}
+                return self.split.hidden(input_ids=ids, position_ids=positions, **extra).flatten(0, 1)[places]
+            room = (0, rounded(ids.shape[1]) - ids.shape[1])  # filled up with tokens that nobody reads
+            ids, positions = torch.nn.functional.pad(ids, room), torch.nn.functional.pad(positions, room)
+            if self._short is not None:
+                return self._short(ids, positions, row, places)
+            inputs: dict[str, Any] = {"input_ids": ids}
+            if self._form == WIDE:  # what is added up over the blocks is fp32, products are bf16
+                inputs = {"inputs_embeds": self.causal.get_input_embeddings()(ids).float()}
+            with attending(self.causal):
+                return self.split.hidden(position_ids=positions, choices=row, **inputs)[0, places]
 
     def _mask(self, mask: Tensor) -> Any:
         """Give the mask in the form that the decoder takes as it is: ``(batch, 1, query, key)``, for every kind of layer."""
@@ -182,20 +222,34 @@ class Engine:
         leads = torch.empty_like(values)
         with fast_fp32_products(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             for start in range(0, len(states), HEAD_ROWS):
-                logits = self.split.logits(states[start : start + HEAD_ROWS]).float()
                 asked = ((which >= start) & (which < start + HEAD_ROWS)).nonzero().squeeze(-1)
-                row, wanted = which[asked] - start, targets[asked]
-                best, chosen = logits.amax(-1), logits[row, wanted]
-                lead = chosen - best[row]
-                if margins:
-                    greedy = (lead == 0).nonzero().squeeze(-1)
-                    others = logits[row[greedy]].scatter_(1, wanted[greedy, None], float("-inf"))
-                    lead[greedy] = best[row[greedy]] - others.amax(-1)
-                else:  # above zero by definition
-                    lead[lead == 0] = torch.finfo(torch.float32).tiny
-                values[asked] = chosen - (logits.sub_(best[:, None]).exp_().sum(-1).log_() + best)[row]
-                leads[asked] = lead
-                sharp = self.split.logits_of(states[which[asked]], wanted) if self.fast else None
-                if sharp is not None:  # bf16 rounds a logit by up to a sixteenth
-                    values[asked] += sharp - chosen
+                row = which[asked] - start
+                some = states[start : start + HEAD_ROWS]
+                values[asked], leads[asked] = self._of_words(some, row, targets[asked], margins)
         return values, leads
+
+    def _of_words(self, states: Tensor, row: Tensor, wanted: Tensor, margins: bool) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities and leads of words ``wanted[k]`` at ``states[row[k]]``, some words of the vocabulary at a time."""
+        best = torch.full((len(states), 2 if margins else 1), float("-inf"), device=states.device)
+        total, chosen = torch.zeros(len(states), device=states.device), torch.empty(len(row), device=states.device)
+        first = 0
+        for logits in self.split.logits_by_words(states.to(self._dtype), WORDS):
+            here = ((wanted >= first) & (wanted < first + logits.shape[-1])).nonzero().squeeze(-1)
+            chosen[here] = logits[row[here], wanted[here] - first].float()
+            first += logits.shape[-1]
+            before = best[:, 0]
+            best = (
+                torch.cat([best, logits.topk(2).values if margins else logits.amax(-1, keepdim=True)], -1)
+                .topk(best.shape[-1])
+                .values
+            )
+            shift = best[:, :1]
+            total = total * (before - shift[:, 0]).exp_() + logits.sub_(shift.to(logits.dtype)).exp_().sum(
+                -1, dtype=torch.float32
+            )
+        sharp = self.split.logits_of(states[row], wanted) if self.fast else None  # bf16 rounds a logit by up to a sixteenth
+        values = (chosen if sharp is None else sharp) - (total.log_() + best[:, 0])[row]
+        lead = chosen - best[row, 0]
+        greedy = lead == 0  # above zero by definition, where the margin is not asked for
+        lead[greedy] = best[row, 0][greedy] - best[row, 1][greedy] if margins else torch.finfo(torch.float32).tiny
+        return values, lead

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Pair = tuple[Sequence[int], Sequence[int]]
+Item = TypeVar("Item")
 
 SHORTEST_PREFIX = 16
 """Tokens that a shared beginning must have."""
@@ -152,14 +153,23 @@ def _saved(families: Iterable[tuple[int, int, int]]) -> int:
 # -- batches ---------------------------------------------------------------------------------------------------------------
 
 
-def end_to_end(questions: Sequence[Question], tokens: int) -> Iterator[list[Question]]:
-    """Yield runs of questions that read at most ``tokens`` tokens (one question, where it is longer)."""
-    run: list[Question] = []
-    for question in questions:
-        if run and sum(q.read for q in run) + question.read > tokens:
+def by_length(questions: Iterable[Question]) -> list[Question]:
+    """Put questions of about one length next to one another, the longest first."""
+    return sorted(questions, key=lambda question: -question.read)
+
+
+def end_to_end(
+    items: Iterable[Item], tokens: int, read: Callable[[Item], int] = lambda question: question.read
+) -> Iterator[list[Item]]:
+    """Yield runs of questions, or of other items, that read at most ``tokens`` tokens (one item, where it is longer)."""
+    run: list[Item] = []
+    used = 0
+    for item in items:
+        if run and used + read(item) > tokens:
             yield run
-            run = []
-        run.append(question)
+            run, used = [], 0
+        run.append(item)
+        used += read(item)
     if run:
         yield run
 

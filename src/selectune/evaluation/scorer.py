@@ -48,7 +48,8 @@ class Scorer:
     def _engine(self, fast: bool) -> Engine:
         """Return the model, ready to run in bf16 or in fp32 (then a copy, if its weights are not fp32)."""
         if fast not in self._engines:
-            self._engines[fast] = Engine(self.model if fast else self._in_fp32(), fast, self._batch_tokens)
+            model, like = self.model if fast else self._in_fp32(), self._engines.get(not fast)
+            self._engines[fast] = Engine(model, fast, self._batch_tokens, like)
         return self._engines[fast]
 
     def _in_fp32(self) -> Any:

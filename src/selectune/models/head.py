@@ -7,6 +7,7 @@ Does not know: what the logits are for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,6 +38,16 @@ class SplitModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of some hidden states, ``(..., vocabulary)``, in the dtype of the computation."""
         return self._finish(self.causal.get_output_embeddings()(hidden))
+
+    def logits_by_words(self, hidden: Tensor, words: int) -> Iterator[Tensor]:
+        """Yield the logits of some hidden states for so many words at a time, ``(..., words)``; for all at once with a head of another kind."""
+        head = self.causal.get_output_embeddings()
+        if type(head) is not nn.Linear or not head.weight.is_floating_point():
+            yield self.logits(hidden)
+            return
+        for first in range(0, head.out_features, words):
+            some = slice(first, first + words)
+            yield self._finish(nn.functional.linear(hidden, head.weight[some], None if head.bias is None else head.bias[some]))
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor | None:
         """Return the logit of one token for each hidden state, ``(positions)`` fp32, unrounded; None with a head of another kind.
