@@ -9,9 +9,23 @@ import torch
 from selectune import catalogue
 from tests.training.policies.running import dense, run, same
 
-SETTINGS: dict[str, dict] = {}
+SETTINGS: dict[str, dict] = {
+    "roast": {"examples": 3, "every": 2},
+    "soft_mask": {"examples": 3, "dropout": 0.1},
+    "layer_sampling": {"blocks": 1, "every": 2, "by": "gradient_norm", "examples": 2},
+    "importance_sampling": {"every": 2, "examples": 2, "active": 0.5, "strength": 0.0},
+    "half": {"every": 2},
+}
 """What a policy needs to be tried in six steps."""
-NEUTRAL: dict[str, dict] = {"gradient_mask": {"keep": 1.0}, "bi_drop": {"dropout": 0.0}}
+NEUTRAL: dict[str, dict] = {
+    "gradient_mask": {"keep": 1.0},
+    "bi_drop": {"dropout": 0.0},
+    "roast": {"epsilon": 0.0, "masked": False},
+    "soft_mask": {"dropout": 0.0},
+    "layer_sampling": {"blocks": 9},
+    "importance_sampling": {"active": 1.0},
+    "half": {"share": 1.0},
+}
 """Settings with which a policy is plain training."""
 POLICIES = [name for name in catalogue.methods("policies") if name != "none"]
 

@@ -115,11 +115,12 @@ class SelectiveTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
-        return self._acting.policy.loss(self._acting.stage, inputs, lambda: self._loss(model, inputs, num_items_in_batch))
-
-    def _loss(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        total: Tensor = model(**inputs)
         count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
+        self._acting.stage.tokens = count / self.accelerator.num_processes
+        return self._acting.policy.loss(self._acting.stage, inputs, lambda: self._loss(model, inputs, count))
+
+    def _loss(self, model: nn.Module, inputs: Any, count: Any) -> Tensor:
+        total: Tensor = model(**inputs)
         if not torch.isfinite(total):
             raise UserError(
                 f"the loss became {total.item()} at step {self.state.global_step + 1}; {_diagnose(self.model.model)}",

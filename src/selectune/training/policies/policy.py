@@ -13,6 +13,7 @@ import json
 import zlib
 from abc import ABC
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,6 +60,8 @@ class Stage:
         """Epochs made."""
         self.learning_rate = 0.0
         """Of the step that comes, or is being made."""
+        self.tokens: Any = 1
+        """Response tokens in the batch of a step, of all its micro-batches (divided by the number of processes)."""
         self.decays: Callable[[], set[str]] = set
         """Names, in the trained module, of the parameters that weight decay is meant for."""
         self.tensors: dict[str, Tensor] = {}
@@ -109,6 +112,17 @@ class Stage:
         total: Tensor = self.whole(**batch)
         return total / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
 
+    def gradient(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of :meth:`mean_loss` by name; the gradients of the step stay as they are."""
+        with torch.enable_grad():
+            values = {name: value for name, value in self.parameters.items() if value.requires_grad}
+            found = torch.autograd.grad(self.mean_loss(batch), list(values.values()), allow_unused=True)
+        return {name: gradient for name, gradient in zip(values, found, strict=True) if gradient is not None}
+
+    def autocast(self) -> Any:
+        """Return the precision that the model computes in, as a context."""
+        return torch.autocast(next(self.whole.parameters()).device.type, torch.bfloat16, enabled=self.whole._in_bfloat16)
+
     def values(self) -> dict[str, Tensor]:
         """Return copies of what trains as it is now."""
         return {name: value.detach().clone() for name, value in self.parameters.items()}
@@ -152,6 +166,17 @@ class Stage:
 
         found: Tensor = reduce(value.clone(), "mean")  # type: ignore[assignment]
         return found
+
+
+@contextmanager
+def last_states(whole: LossOfModel) -> Iterator[list[Tensor]]:
+    """Within, the decoder's last hidden states are kept, ``(sequences, length, hidden size)`` for each pass."""
+    found: list[Tensor] = []
+    handle = whole.split.decoder.register_forward_hook(lambda module, inputs, output: found.append(output.last_hidden_state))
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 class Policy(Method, ABC):
