@@ -13,7 +13,6 @@ from typing import Any
 from selectune.reporting import charts
 
 RESULTS = Path(__file__).parent / "results"
-STYLE = Path(charts.__file__).parent / "templates" / "style.css"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -77,12 +76,8 @@ def cells_table(cells: dict[str, Any]) -> list[str]:
 def draw(name: str, points: list[list[float]], title: str, across: str) -> str:
     """Write a curve with the straight line through its ends, and return the line that shows it."""
     ends = [points[0], points[-1]]
-    picture = str(
-        charts.lines({"straight": [tuple(p) for p in ends], "measured": [tuple(p) for p in points]}, title, across, "seconds")
-    )  # type: ignore[misc]
-    head, _, rest = picture.partition(">")
-    head = head if "xmlns" in head else head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    (RESULTS / name).write_text(f"{head}><style>{STYLE.read_text(encoding='utf-8')}</style>{rest}", encoding="utf-8")
+    series = {"straight": [tuple(p) for p in ends], "measured": [tuple(p) for p in points]}
+    (RESULTS / name).write_text(charts.standalone(charts.lines(series, title, across, "seconds")), encoding="utf-8")  # type: ignore[arg-type]
     return f"![{title}]({name})"
 
 

@@ -13,4 +13,8 @@ def __getattr__(name: str) -> object:
         from selectune import pipeline
 
         return getattr(pipeline, name)
+    if name == "experiment":
+        import importlib
+
+        return importlib.import_module("selectune.experiment")
     raise AttributeError(name)

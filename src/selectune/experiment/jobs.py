@@ -1,0 +1,152 @@
+"""The pieces of work of a cell: prepare the data, measure the base, choose, train, measure.
+
+Knows: which stages of the pipeline each piece is made of. Every piece runs in a process of its own with the base in memory, may
+change it at will, and leaves files. Does not know: which pieces are wanted, or in what order.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from selectune.errors import UserError
+from selectune.experiment.budget import fit_rank
+from selectune.experiment.protocol import Task
+from selectune.experiment.store import Choice, Measured, Piece, Trial
+from selectune.pipeline import Chain
+from selectune.recipe import DataRecipe, Recipe
+from selectune.run import Benchmark, Run, folder_atomically
+
+if TYPE_CHECKING:
+    from selectune.models import Base
+
+SPLITS = ("train", "dev", "test")
+CHOSEN = "selection.safetensors"
+
+
+def prepare(task: Task, data: DataRecipe, folder: Path) -> Piece:
+    """Write a task's records, each split cut to its size by hash of the content.
+
+    Raises:
+        UserError: a mistake in the data, or no development or test records, without which nothing can be tuned or measured.
+    """
+    from selectune.data import prepare as prepared_of
+    from selectune.data import records_to_file
+
+    prepared = prepared_of(data)
+    with folder_atomically(folder) as making:
+        for split in SPLITS:
+            records = sorted(getattr(prepared, split), key=lambda record: record.key)[: getattr(task, f"{split}_records")]
+            if not records:
+                raise UserError(f"no {split} records are left", field=f"tasks.{split}_records")
+            prepared.summary.splits[split] = len(records)
+            records_to_file(records, making / f"{split}.jsonl")
+        (making / "data.json").write_text(prepared.summary.model_dump_json(indent=1), encoding="utf-8")
+    return Piece()
+
+
+def open_run(folder: Path, recipe: Recipe, data: Path) -> Run:
+    """Make a run folder whose data are those of the task, or take one up again."""
+    run = Run.create(folder, recipe)
+    run.path("data").mkdir(exist_ok=True)
+    for split in SPLITS:
+        _link(data / f"{split}.jsonl", run.path("data", f"{split}.jsonl"))
+    if not run.has("data.json"):
+        shutil.copyfile(data / "data.json", run.path("data.json"))
+    return run
+
+
+def measure_base(recipe: Recipe, task: Task, data: Path, base: Base, room: Path) -> Measured:
+    """Measure the base on a task and on what should not be lost."""
+    from selectune.evaluation import measure_forgetting
+
+    chain = Chain(open_run(room, recipe, data), recipe, quiet=True, loaded=base)
+    before, _ = measure_forgetting(base.model, base.model, base.tokenizer, bfloat16=chain.bfloat16)
+    return Measured(benchmarks=[*_target(chain, task, base.model, base), *map(_bare, before)])
+
+
+def choose(recipe: Recipe, data: Path, base: Base, room: Path, entries_of_form: int | None) -> Choice:
+    """Choose entries; fit the form's rank to what was chosen."""
+    from selectune.parameters import Selection
+
+    chain = Chain(open_run(room, recipe, data), recipe, quiet=True, loaded=base)
+    chain.choose()
+    selection = Selection.load(chain.run.path(CHOSEN))
+    form = chain.form if entries_of_form is None else fit_rank(chain.form, base, selection, entries_of_form)
+    return Choice(form=form.describe(), entries=form.count(base, selection), cost=chain.run.costs()[-1])
+
+
+def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> Trial:
+    """Train at one learning rate; the specialist stays in ``room`` and what only a resumed training needs is removed."""
+    run = open_run(room, recipe, data)
+    _link(chosen, run.path(CHOSEN))
+    chain = Chain(run, recipe, quiet=True, loaded=base)
+    chain.train()
+    steps, loss, step_seconds = _result(run)
+    if loss is None or not math.isfinite(loss):
+        raise UserError(f"the development loss is {loss}", field="learning_rates")
+    for rest in ("checkpoints", "prefix"):
+        shutil.rmtree(run.path(rest), ignore_errors=True)
+    return Trial(learning_rate=recipe.training.learning_rate or 0.0, dev_loss=loss, steps=steps,
+                 entries=count_values(run.path("specialist")), cost=run.costs()[-1], step_seconds=step_seconds)  # fmt: skip
+
+
+def measure(recipe: Recipe, task: Task, base: Base, room: Path, known: list[Benchmark]) -> list[Benchmark]:
+    """Measure the specialist of a trial, as it is on disk."""
+    from selectune.adapters import load_specialist
+    from selectune.evaluation import measure_forgetting
+
+    chain = Chain(Run.open(room), recipe, quiet=True, loaded=replace(base, model=copy.deepcopy(base.model)))
+    own = chain.load_base()
+    model = load_specialist(own, chain.run.path("specialist"))
+    _, after = measure_forgetting(base.model, model, base.tokenizer, bfloat16=chain.bfloat16, known=known)
+    return [*_target(chain, task, model, base), *map(_bare, after)]
+
+
+def _result(run: Run) -> tuple[int, float | None, float]:
+    """Return what a training stage left: steps, the development loss, and the seconds of a step."""
+    values = json.loads(run.path("training.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in run.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    timed = [line["seconds"] for line in lines if "seconds" in line]
+    return values["steps"], values["dev_loss"], timed[-1] / values["steps"] if timed else 0.0
+
+
+def count_values(folder: Path) -> int:
+    """Return how many values the tensors of a specialist hold, the places of parts not counted."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        if file.name != CHOSEN:
+            with safe_open(file, framework="pt") as opened:
+                total += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return total
+
+
+def _target(chain: Chain, task: Task, model: Any, base: Base) -> list[Benchmark]:
+    from selectune.evaluation import Scorer, evaluate_target
+
+    metric = next((metric for metric in task.metrics if metric != "loss"), "perplexity")
+    scorer = Scorer(model, base.tokenizer, bfloat16=chain.bfloat16)
+    found = evaluate_target(chain.records("test"), metric, scorer, chain.encoder(base.tokenizer), task.max_new_tokens, None)
+    return [_bare(benchmark) for benchmark in found]
+
+
+def _bare(benchmark: Benchmark) -> Benchmark:
+    items = [item.model_copy(update={"prompt": "", "target": "", "prediction": ""}) for item in benchmark.items]
+    return benchmark.model_copy(update={"items": items})
+
+
+def _link(source: Path, place: Path) -> None:
+    if place.exists():
+        return
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copyfile(source, place)

@@ -1,0 +1,282 @@
+"""Which cells an experiment has, what each is made of, and how far each has come.
+
+Knows: the order of the cells, the fingerprint of each piece, and the rule that the first seed tunes the learning rate of the others.
+Does not know: how a piece is done; it reads what is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from selectune import recipe as recipes
+from selectune.data import input_hashes
+from selectune.experiment.budget import Facts, Fitted, entries_of, fit
+from selectune.experiment.protocol import ENDLESS, RANDOM, MethodLine, Protocol
+from selectune.experiment.store import Cell, Choice, Store, Trial, key_of, training_key
+from selectune.recipe import DataRecipe, Recipe, TrainingRecipe
+
+ENTRIES, RESOURCES = "entries", "resources"
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A cell that is wanted."""
+
+    table: str
+    line: MethodLine
+    task: str
+    budget: float
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.line.name}, {self.task}, {self.budget:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The next piece of work of a cell."""
+
+    where: str
+    """``choices``, ``trials`` or ``cells``."""
+    key: str
+    recipe: Recipe
+    choice_key: str
+    trial: Trial | None = None
+    trial_key: str = ""
+
+
+class Plan:
+    """All cells of an experiment over what is already done."""
+
+    def __init__(self, protocol: Protocol, facts: Facts, store: Store) -> None:
+        self.protocol, self.facts, self.store = protocol, facts, store
+
+    @cached_property
+    def data_keys(self) -> dict[str, str]:
+        """The fingerprint of each task's records: what is in the files, and what is made of it."""
+        keys = {}
+        for name, task in self.protocol.tasks.items():
+            data = self.data(name)
+            sizes = [task.train_records, task.dev_records, task.test_records]
+            files = list(input_hashes(data).values())
+            keys[name] = key_of(data=data.model_dump(exclude={"train", "test"}), sizes=sizes, files=files, held=data.test is None)
+        return keys
+
+    def data(self, name: str) -> DataRecipe:
+        """Return the data section of a task's recipes."""
+        return self.protocol.tasks[name].data(self.protocol.data_root, self.protocol.training.max_length)
+
+    def measured_key(self, name: str) -> str:
+        """Return the fingerprint of the base's measurement on a task."""
+        task = self.protocol.tasks[name]
+        return key_of(base=self.facts.fingerprint, data=self.data_keys[name], metrics=task.metrics, answer=task.max_new_tokens,
+                      bfloat16=self.facts.bfloat16)  # fmt: skip
+
+    @cached_property
+    def lines(self) -> list[MethodLine]:
+        return self.protocol.lines()
+
+    def slots(self, only: str | None = None, task: str | None = None) -> Iterator[Slot]:
+        """Yield the cells that are wanted, in the order in which they are run: seed by seed, so that a table is whole early."""
+        for table in (ENTRIES, RESOURCES) if self.protocol.tables.resources else (ENTRIES,):
+            for seed in self.protocol.seeds:
+                for budget in self.protocol.budgets:
+                    for name in self.protocol.tasks:
+                        for line in self.lines:
+                            if only in (None, line.name) and task in (None, name):
+                                yield Slot(table, line, name, budget, seed)
+
+    def fitted(self, slot: Slot) -> Fitted:
+        return fit(slot.line, entries_of(slot.budget, self.facts), self.facts)
+
+    def choice_key(self, slot: Slot) -> str:
+        fitted = self.fitted(slot)
+        return key_of(base=self.facts.fingerprint, data=self.data_keys[slot.task], parameters=fitted.parameters, form=fitted.form,
+                      entries=fitted.entries_of_form, seed=slot.seed, bfloat16=self.facts.bfloat16)  # fmt: skip
+
+    def recipe(self, slot: Slot, form: dict[str, Any], rate: float | None = None, steps: int | None = None) -> Recipe:
+        """Return the recipe of a piece of a cell."""
+        fitted = self.fitted(slot)
+        training = self.training(slot, steps).model_copy(update={"learning_rate": rate})
+        return recipes.parse({
+            "name": "piece", "base": self.protocol.base, "trust_remote_code": self.protocol.trust_remote_code,
+            "data": self.data(slot.task).model_dump(),
+            "parameters": fitted.parameters, "form": form, "objective": fitted.objective, "policy": fitted.policy,
+            "training": training.model_dump(), "seed": slot.seed,
+        })  # fmt: skip
+
+    def training(self, slot: Slot, steps: int | None = None) -> TrainingRecipe:
+        """Return how a cell trains; ``steps`` wins over passes and steps of the protocol."""
+        training = self.protocol.training_of(slot.line)
+        return training if steps is None else training.model_copy(update={"max_steps": steps, "epochs": ENDLESS})
+
+    def trial_key(self, slot: Slot, choice: Choice, rate: float, steps: int | None = None) -> str:
+        fitted = self.fitted(slot)
+        return key_of(choice=self.choice_key(slot), form=choice.form, objective=fitted.objective, policy=fitted.policy,
+                      training=training_key(self.training(slot, steps)), rate=rate)  # fmt: skip
+
+    def trials(self, slot: Slot, choice: Choice) -> dict[float, tuple[str, Trial | None]] | str:
+        """Return the trials of a cell by learning rate, each with its key and what is known of it; or why there can be none."""
+        rates, steps = self.protocol.rates(slot.line), None
+        if slot.table == RESOURCES:
+            found = self.steps_within(slot)
+            if isinstance(found, str):
+                return found
+            best, steps = found
+            rates = [best]
+        elif slot.seed != self.protocol.seeds[0]:
+            first = self.best(Slot(ENTRIES, slot.line, slot.task, slot.budget, self.protocol.seeds[0]))
+            if isinstance(first, str):
+                return f"no learning rate: the first seed: {first}"
+            rates = [first[1].learning_rate]
+        keys = {rate: self.trial_key(slot, choice, rate, steps) for rate in rates}
+        return {rate: (key, self.store.read(Trial, "trials", key)) for rate, key in keys.items()}
+
+    def best(self, slot: Slot) -> tuple[str, Trial] | str:
+        """Return the trial of the lowest development loss and its key, or why there is none (yet)."""
+        choice = self.store.read(Choice, "choices", self.choice_key(slot))
+        if choice is None:
+            return NOT_RUN
+        if choice.failed:
+            return choice.failed
+        trials = self.trials(slot, choice)
+        if isinstance(trials, str):
+            return trials
+        if any(trial is None for _, trial in trials.values()):
+            return NOT_RUN
+        good = [
+            (trial.dev_loss, key, trial) for key, trial in trials.values() if trial is not None and trial.dev_loss is not None
+        ]
+        if not good:
+            return next(trial.failed or "" for _, trial in trials.values() if trial is not None)
+        return min(good, key=lambda one: one[0])[1:]
+
+    def steps_within(self, slot: Slot) -> tuple[float, int] | str:
+        """Return the learning rate and the number of steps with which choosing and training take the seconds of the table, from what the
+        same cell took at equal steps; or why there are none."""
+        limits = self.protocol.tables.resources
+        assert limits is not None
+        beside = Slot(ENTRIES, slot.line, slot.task, slot.budget, slot.seed)
+        found, choice = self.best(beside), self.store.read(Choice, "choices", self.choice_key(beside))
+        if isinstance(found, str) or choice is None:
+            return found if isinstance(found, str) else NOT_RUN
+        seconds = limits.seconds or self._seconds_of_random(slot)
+        if isinstance(seconds, str):
+            return seconds
+        trial = found[1]
+        memory = max(choice.cost.peak_memory_bytes, trial.cost.peak_memory_bytes) / 2**30
+        if limits.memory_gib is not None and memory > limits.memory_gib:
+            return f"needs {memory:.1f} GiB, more than the {limits.memory_gib:g} of the table"
+        beginning = choice.cost.seconds + trial.cost.seconds - trial.steps * trial.step_seconds
+        steps = int((seconds - beginning) / trial.step_seconds) if trial.step_seconds else 0
+        return (
+            (trial.learning_rate, steps) if steps > 0 else f"choosing and starting take {beginning:.0f} of {seconds:.0f} seconds"
+        )
+
+    def _seconds_of_random(self, slot: Slot) -> float | str:
+        line = next((line for line in self.lines if line.name == RANDOM), None)
+        if line is None:
+            return "without the random control, the seconds of the table must be given"
+        control = Slot(ENTRIES, line, slot.task, slot.budget, self.protocol.seeds[0])
+        found, choice = self.best(control), self.store.read(Choice, "choices", self.choice_key(control))
+        if isinstance(found, str) or choice is None:
+            return f"the random control: {found}"
+        return choice.cost.seconds + found[1].cost.seconds
+
+    def cell_key(self, slot: Slot, trial_key: str) -> str:
+        task = self.protocol.tasks[slot.task]
+        return key_of(trial=trial_key, metrics=task.metrics, answer=task.max_new_tokens)
+
+    def next(self, slot: Slot) -> Missing | None:
+        """Return the next piece of work of a cell; None when it is finished, has failed, or waits for another."""
+        choice_key = self.choice_key(slot)
+        choice = self.store.read(Choice, "choices", choice_key)
+        if choice is None:
+            return Missing("choices", choice_key, self.recipe(slot, self.fitted(slot).form), choice_key)
+        if choice.failed:
+            return None
+        trials = self.trials(slot, choice)
+        if isinstance(trials, str):
+            return None
+        steps = None
+        if slot.table == RESOURCES:
+            found = self.steps_within(slot)
+            steps = None if isinstance(found, str) else found[1]
+        for rate, (key, trial) in trials.items():
+            if trial is None:
+                return Missing("trials", key, self.recipe(slot, choice.form, rate, steps), choice_key)
+        best = self.best(slot)
+        if isinstance(best, str):
+            return None
+        key, trial = best
+        cell = self.cell_key(slot, key)
+        if self.store.read(Cell, "cells", cell) is not None:
+            return None
+        return Missing("cells", cell, self.recipe(slot, choice.form, trial.learning_rate, steps), choice_key, trial, key)
+
+    def unmeasured(self, slot: Slot, missing: Missing) -> Cell:
+        """Return a cell that is trained and not yet measured."""
+        choice, trial, fitted = self.store.read(Choice, "choices", missing.choice_key), missing.trial, self.fitted(slot)
+        assert choice is not None and trial is not None
+        training = missing.recipe.training.model_dump(mode="json", exclude_defaults=True)
+        methods = {"parameters": fitted.parameters, "form": choice.form, "objective": fitted.objective, "policy": fitted.policy}
+        return self.described(slot, Cell(
+            table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed, entries=trial.entries,
+            learning_rate=trial.learning_rate, steps=trial.steps, choose=choice.cost, train=trial.cost,
+            recipe={**methods, "training": training},
+        ))  # fmt: skip
+
+    def pieces(self, slot: Slot) -> dict[str, int]:
+        """Return how many pieces of each kind a cell still needs, as far as can be told ahead."""
+        first = slot.table == ENTRIES and slot.seed == self.protocol.seeds[0]
+        rates = len(self.protocol.rates(slot.line)) if first else 1
+        choice = self.store.read(Choice, "choices", self.choice_key(slot))
+        found = self.trials(slot, choice) if choice is not None and not choice.failed else {}
+        known = 0 if isinstance(found, str) else sum(trial is not None for _, trial in found.values())
+        best = self.best(slot)
+        measured = not isinstance(best, str) and self.store.file("cells", self.cell_key(slot, best[0])).exists()
+        return {"choices": int(choice is None), "trials": rates - known, "cells": int(not measured)}
+
+    def tidy(self, slot: Slot) -> None:
+        """Remove the specialists of a cell that is measured."""
+        choice, best = self.store.read(Choice, "choices", self.choice_key(slot)), self.best(slot)
+        if isinstance(best, str) or choice is None or not self.store.file("cells", self.cell_key(slot, best[0])).exists():
+            return
+        trials = self.trials(slot, choice)
+        for key, _ in trials.values() if not isinstance(trials, str) else ():
+            shutil.rmtree(self.store.room("trials", key), ignore_errors=True)
+
+    def cell(self, slot: Slot) -> Cell:
+        """Return a cell as far as it has come; ``failed`` says why it is not there, :data:`NOT_RUN` where it was not run."""
+        entries = entries_of(slot.budget, self.facts)
+        empty = Cell(
+            table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed, budget_entries=entries
+        )
+        found = self.best(slot)
+        if isinstance(found, str):
+            return empty.model_copy(update={"failed": found})
+        measured = self.store.read(Cell, "cells", self.cell_key(slot, found[0]))
+        return empty.model_copy(update={"failed": NOT_RUN}) if measured is None else self.described(slot, measured)
+
+    def described(self, slot: Slot, cell: Cell) -> Cell:
+        """Return a measured cell under the name, budget and learning rates of a slot; cells that are the same work share one file."""
+        choice = self.store.read(Choice, "choices", self.choice_key(slot))
+        assert choice is not None
+        trials = self.trials(slot, choice)
+        assert not isinstance(trials, str)
+        grid: dict[str, float | str] = {}
+        for rate, (_, trial) in trials.items():
+            if trial is not None:
+                grid[f"{rate:g}"] = trial.dev_loss if trial.dev_loss is not None else trial.failed or ""
+        return cell.model_copy(update={
+            "table": slot.table, "method": slot.line.name, "task": slot.task, "budget": slot.budget, "seed": slot.seed, "grid": grid,
+            "budget_entries": entries_of(slot.budget, self.facts),
+        })  # fmt: skip
+
+
+NOT_RUN = "not run"

@@ -1,0 +1,189 @@
+"""Does what is missing of an experiment, one piece at a time, each in a forked process.
+
+Knows: the order of work, when to stop, and what to record when a piece fails or its process dies. The base is loaded once, by a process
+that never computes: each piece starts from a copy of it that costs nothing, bit-identical whatever the piece before did, and its memory is
+measured from the same beginning. Does not know: what a piece does, or what its result means.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selectune import recipe as recipes
+from selectune.errors import EXIT_INTERRUPTED, UserError
+from selectune.experiment import jobs
+from selectune.experiment.budget import Facts
+from selectune.experiment.forked import EXIT_DISK, alone, forked, reason
+from selectune.experiment.plan import Missing, Plan, Slot
+from selectune.experiment.progress import Bar
+from selectune.experiment.protocol import Protocol
+from selectune.experiment.store import Choice, Measured, Piece, Store, Trial
+from selectune.models import bf16_is_fast, environment, load_base
+from selectune.run import write_atomically
+
+
+class Runner:
+    """Works on an experiment in its folder.
+
+    Args:
+        only, task: work on this method, or this task, alone. minutes: begin no piece of work after so many.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        only: str | None = None,
+        task: str | None = None,
+        minutes: float | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self.protocol, self.only, self.task, self.quiet = protocol, only, task, quiet
+        self.store = Store(Path(protocol.output) / protocol.name)
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._threads = torch.get_num_threads()
+        self._stopped = False
+        self._bar: Bar | None = None
+
+    @property
+    def _late(self) -> bool:
+        return self._stopped or (self._end is not None and time.monotonic() >= self._end)
+
+    def run(self) -> None:
+        """Do what is missing until it is done, the time is up, or Ctrl-C.
+
+        Raises:
+            UserError: a mistake in the protocol's base or data, a disk that cannot be written, or a folder in use.
+            KeyboardInterrupt: after Ctrl-C, at the end of a training step.
+        """
+        with alone(self.store.folder), self._signals():
+            torch.set_num_threads(1)  # until a piece is forked
+            facts = self._load()
+            plan = Plan(self.protocol, facts, self.store)
+            for name in self.protocol.tasks:
+                if self.task in (None, name) and not self._late:
+                    self._prepare(plan, name)
+            self._work(plan)
+        if self._stopped:
+            raise KeyboardInterrupt
+
+    def _load(self) -> Facts:
+        wanted = self.protocol.training.precision
+        bfloat16 = wanted == "bfloat16" or (wanted == "auto" and bf16_is_fast())
+        self.base = load_base(self.protocol.base, dtype="auto" if bfloat16 else "float32",
+                              trust_remote_code=self.protocol.trust_remote_code)  # fmt: skip
+        anatomy = self.base.anatomy
+        facts = Facts(fingerprint=self.base.fingerprint, total_parameters=anatomy.total_parameters, bfloat16=bfloat16,
+                      blocks=[sum(anatomy.sizes[name] for name in block.parameters) for block in anatomy.blocks])  # fmt: skip
+        write_atomically(self.store.facts, facts.model_dump_json(indent=1))
+        machine = environment() | {"threads": self._threads}
+        write_atomically(self.store.folder / "environment.json", json.dumps(machine, indent=1))
+        return facts
+
+    def _prepare(self, plan: Plan, name: str) -> None:
+        """Prepare a task's records and measure the base on it; what is wrong here is wrong for every cell."""
+        task, data, key, measured = self.protocol.tasks[name], plan.data(name), plan.data_keys[name], plan.measured_key(name)
+        folder = self.store.room("data", key)
+        if not folder.is_dir():
+            self._do("data", key, Piece(), lambda: jobs.prepare(task, data, folder))
+            self._must("data", key, f"preparing {name}")
+        if not self._late and not self.store.file("measured", measured).exists():
+            training = {"precision": self.protocol.training.precision}
+            recipe = recipes.parse({"base": self.protocol.base, "data": data.model_dump(), "training": training})
+            room = self.store.room("measured", measured)
+            self._do("measured", measured, Measured(), lambda: jobs.measure_base(recipe, task, folder, self.base, room))
+            self._must("measured", measured, f"measuring the base on {name}")
+
+    def _must(self, where: str, key: str, what: str) -> None:
+        """Raise what a piece failed with, and forget it."""
+        file = self.store.file(where, key)
+        failed = json.loads(file.read_text(encoding="utf-8"))["failed"] if file.exists() else None
+        if failed:
+            file.unlink()
+            raise UserError(f"{what}: {failed}")
+
+    def _work(self, plan: Plan) -> None:
+        slots = list(plan.slots(self.only, self.task))
+        with Bar(plan, slots, self.quiet) as self._bar:
+            for slot in slots:
+                while (missing := plan.next(slot)) is not None:
+                    if self._late:
+                        return
+                    self._bar.doing(slot, missing.where)
+                    begin = time.monotonic()
+                    self._piece(plan, slot, missing)
+                    self._bar.took(slot, missing.where, time.monotonic() - begin)
+                plan.tidy(slot)
+                self._bar.finished(slot)
+
+    def _piece(self, plan: Plan, slot: Slot, missing: Missing) -> None:
+        store, recipe, base, task = self.store, missing.recipe, self.base, self.protocol.tasks[slot.task]
+        data, room = store.room("data", plan.data_keys[slot.task]), store.room(missing.where, missing.key)
+        if missing.where == "choices":
+            within = plan.fitted(slot).entries_of_form
+            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, within))
+        elif missing.where == "trials":
+            chosen = store.room("choices", missing.choice_key) / jobs.CHOSEN
+            empty = Trial(learning_rate=recipe.training.learning_rate or 0.0)
+            self._do("trials", missing.key, empty, lambda: jobs.train(recipe, data, base, room, chosen))
+        else:
+            trained = store.room("trials", missing.trial_key)
+            if not (trained / "specialist").is_dir():  # it was beaten once, and removed
+                store.file("trials", missing.trial_key).unlink()
+                return
+            known = store.read(Measured, "measured", plan.measured_key(slot.task))
+            assert known is not None
+            cell, before = plan.unmeasured(slot, missing), known.benchmarks
+            self._do("cells", missing.key, cell,
+                     lambda: cell.model_copy(update={"benchmarks": jobs.measure(recipe, task, base, trained, before)}))  # fmt: skip
+
+    def _do(self, where: str, key: str, empty: Piece, work: Callable[[], Piece]) -> None:
+        """Do a piece in a process of its own; its result, or why there is none, is one file.
+
+        Raises:
+            UserError: the disk cannot be written.
+        """
+
+        def recorded() -> None:
+            try:
+                piece = work()
+            except Exception as error:
+                piece = empty.model_copy(update={"failed": reason(error, self.store.folder / "errors" / f"{key}.txt")})
+            self.store.write(where, key, piece)
+
+        status = forked(recorded, self._threads, self._tick)
+        if status == EXIT_DISK:
+            raise UserError("the disk is full or cannot be written", file=self.store.folder,
+                            mend="free space, or name another output; then the same command goes on")  # fmt: skip
+        if status == EXIT_INTERRUPTED or self._stopped:
+            self._stopped = True
+        elif status:
+            time.sleep(1)  # whoever kills all processes has now killed this one too
+            how = "was killed; out of memory, most likely" if status == -signal.SIGKILL else f"died (exit status {status})"
+            self.store.write(where, key, empty.model_copy(update={"failed": f"its process {how}"}))
+
+    def _tick(self) -> bool:
+        if self._bar is not None:
+            self._bar.tick()
+        return self._stopped
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let Ctrl-C end the piece that is being done (a training writes a checkpoint), and then the experiment."""
+
+        def stop(number: int, frame: Any) -> None:
+            self._stopped = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

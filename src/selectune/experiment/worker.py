@@ -1,0 +1,55 @@
+"""The process in which an experiment runs: ``python -m selectune.experiment.worker FILE OPTIONS``, options as JSON.
+
+Knows: that it ends when the one that started it is gone, and how to leave word of an error. Does not know: what an experiment does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from selectune.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, UserError
+from selectune.experiment.budget import Facts
+from selectune.experiment.page import write_page
+from selectune.experiment.plan import Plan
+from selectune.experiment.protocol import load
+from selectune.experiment.runner import Runner
+from selectune.run import write_atomically
+from selectune.training.worker import end_with
+
+
+def main() -> int:
+    """Run an experiment and write its page; say by the exit status how it went."""
+    file, options = sys.argv[1], json.loads(sys.argv[2])
+    end_with(options["parent"])
+    told = Path(options["told"])
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, once in every forked process
+    try:
+        protocol = load(file)
+        protocol.data_root = options["data_root"] or protocol.data_root
+        runner = Runner(protocol, options["only"], options["task"], options["minutes"], options["quiet"])
+        status = 0
+        if not options["page_only"]:
+            if options["retry_failed"]:
+                runner.store.forget_failures()
+            try:
+                runner.run()
+            except KeyboardInterrupt:
+                status = EXIT_INTERRUPTED
+        if not runner.store.facts.exists():
+            raise UserError("nothing was run yet", file=runner.store.folder, mend="run it without --page-only")
+        facts = Facts.model_validate_json(runner.store.facts.read_bytes())
+        write_page(Plan(protocol, facts, runner.store), Path(options["page"]))
+        return status
+    except UserError as error:
+        values = {key: getattr(error, key) for key in ("problem", "line", "field", "expected", "mend")}
+        write_atomically(told, json.dumps(values | {"file": None if error.file is None else str(error.file)}))
+        return EXIT_MISTAKE
+
+
+if __name__ == "__main__":
+    sys.stdout.flush()
+    os._exit(main())

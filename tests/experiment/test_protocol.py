@@ -1,0 +1,110 @@
+"""What an experiment may say: every mistake is one line with its place, and a budget means what it says."""
+
+import pytest
+
+from selectune import catalogue
+from selectune.errors import UserError
+from selectune.experiment import protocol
+from selectune.experiment.budget import Facts, entries_of, fit
+from selectune.experiment.protocol import MethodLine
+
+GOOD = """name: small
+tasks:
+  lamps:
+    train: lamps.jsonl
+methods:
+  - fisher_blocks
+  - name: gradient
+    parameters: scored:score=gradient
+    claim: {text: wins, better_than: random, on: gain}
+training: {max_steps: 5}
+"""
+FACTS = Facts(fingerprint="x", total_parameters=1000, blocks=[100, 100, 100], bfloat16=False)
+# what is put in place of what -> what must be said
+MISTAKES = {
+    "top": ("training:", "trainings:", [":10", "trainings", "did you mean 'training'"]),
+    "task": ("    train: lamps", "    trian: lamps", [":4", "tasks.lamps.trian", "did you mean 'train'"]),
+    "method": ("    parameters:", "    parameter:", [":8", "methods.1.parameter", "did you mean 'parameters'"]),
+    "claim": ("better_than", "beter_than", [":9", "methods.1.claim.0.beter_than", "did you mean 'better_than'"]),
+    "training": ("max_steps", "max_step", [":10", "training.max_step", "did you mean 'max_steps'"]),
+    "name of a method": ("- fisher_blocks", "- fisher_block", [":6", "did you mean 'fisher_blocks'"]),
+    "hyper-parameter": ("score=gradient", "scor=gradient", [":8", "did you mean 'score'"]),
+    "compared with nobody": ("better_than: random", "better_than: rondom", [":9", "did you mean 'random'"]),
+    "two rules": ("on: gain", "no_worse_than: random", [":9", "one of them"]),
+    "side": ("on: gain", "on: speed", [":9", "speed"]),
+    "wrong value": ("max_steps: 5", "max_steps: 0", [":10", "greater than 0"]),
+    "rate": ("training: {", "training: {learning_rate: 0.1, ", [":10", "learning_rates"]),
+    "same name twice": ("- name: gradient", "- name: fisher_blocks", ["second method"]),
+    "no tasks": ("  lamps:\n    train: lamps.jsonl", "  {}", ["tasks"]),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_told_with_its_line(case, tmp_path):
+    old, new, expected = MISTAKES[case]
+    file = tmp_path / "e.yaml"
+    file.write_text(GOOD.replace(old, new))
+    with pytest.raises(UserError) as told:
+        protocol.load(file)
+    assert all(text in str(told.value) for text in [str(file), *expected]), str(told.value)
+
+
+def load(tmp_path, **changes):
+    text = GOOD
+    for old, new in changes.values():
+        text = text.replace(old, new)
+    (tmp_path / "e.yaml").write_text(text)
+    return protocol.load(tmp_path / "e.yaml")
+
+
+def test_controls_are_there_unless_left_out(tmp_path):
+    names = [line.name for line in load(tmp_path).lines()]
+    assert names == ["random", "random_blocks", "full_fine_tuning", "lora", "last_blocks", "fisher_blocks", "gradient"]
+    fewer = load(tmp_path, more=("training:", "controls: {lora: false, full_fine_tuning: false}\ntraining:"))
+    assert [line.name for line in fewer.lines()][:3] == ["random", "random_blocks", "last_blocks"]
+
+
+def test_learning_rates_come_from_the_nearest_place(tmp_path):
+    loaded = load(tmp_path, more=("training:", "learning_rates: {all: [0.1], lora: [0.2, 0.3], gradient: [0.4]}\ntraining:"))
+    rates = {line.name: loaded.rates(line) for line in loaded.lines()}
+    assert rates["random"] == [0.1] and rates["lora"] == [0.2, 0.3] and rates["gradient"] == [0.4]
+    assert load(tmp_path).rates(MethodLine(name="x", form="lora")) == [1e-3]
+
+
+def test_steps_alone_are_so_many_steps(tmp_path):
+    assert load(tmp_path).training_of(MethodLine(name="x", parameters="all")).epochs == protocol.ENDLESS
+    line = MethodLine(name="x", parameters="all", training={"optimiser": "lion"})
+    both = load(tmp_path, more=("max_steps: 5", "max_steps: 5, epochs: 2"))
+    assert both.training_of(line).epochs == 2 and both.training_of(line).optimiser == "lion"
+
+
+def test_a_budget_is_entries_or_the_most_blocks_that_fit():
+    assert entries_of(0.01, FACTS) == 10 and entries_of(250, FACTS) == 250
+    scored = fit(MethodLine(name="s", parameters="scored"), 250, FACTS)
+    assert scored.parameters["entries"] == 250 and scored.entries_of_form is None
+    for entries, k in ((250, 2), (300, 3), (10, 1), (10_000, 3)):
+        assert fit(MethodLine(name="b", parameters="last_blocks"), entries, FACTS).parameters["k"] == k
+    assert fit(MethodLine(name="b", parameters="last_blocks:k=1"), 300, FACTS).parameters["k"] == 1
+    assert fit(MethodLine(name="l", form="lora"), 250, FACTS).entries_of_form == 250
+    assert fit(MethodLine(name="l", form="lora:rank=2"), 250, FACTS).entries_of_form is None
+    assert fit(MethodLine(name="f", parameters="all"), 250, FACTS) == fit(MethodLine(name="f", parameters="all"), 10, FACTS)
+
+
+def test_a_rank_is_the_largest_that_fits(llama_folder):
+    from selectune.experiment.budget import fit_rank
+    from selectune.models import load_base
+    from selectune.parameters import Selection
+
+    base = load_base(llama_folder)
+    everything, form = Selection.all(base.model), catalogue.create("adapters", "lora")
+    each = form.model_copy(update={"rank": 1}).count(base, everything)
+    for entries, rank in ((each * 3, 3), (each * 3 - 1, 2), (each - 1, 1)):
+        fitted = fit_rank(form, base, everything, entries)
+        assert fitted.rank == rank and fitted.count(base, everything) == rank * each
+        assert fitted.alpha == 2 * rank
+
+
+def test_a_short_name_is_a_way_of_choosing_or_a_form():
+    assert MethodLine.model_validate("lora:rank=4").form == "lora:rank=4"
+    line = MethodLine.model_validate("fisher_blocks:examples=4")
+    assert (line.parameters, line.form, line.name) == ("fisher_blocks:examples=4", "full", "fisher_blocks:examples=4")

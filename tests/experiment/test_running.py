@@ -1,0 +1,174 @@
+"""An experiment on a tiny base: exact budgets, resumed to the same cells, nothing done twice, failures told, the page."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+import selectune
+from selectune.errors import UserError
+from tests.test_mistakes import lines, put
+
+ROWS = [{"question": f"Which lamp belongs to fault {i}?", "answer": f"Lamp {i * 7 % 50}."} for i in range(90)]
+METHODS = [
+    {"name": "gradient", "parameters": "scored:score=gradient,examples=2",
+     "claim": {"text": "a gradient knows", "better_than": "random", "on": "gain"}},
+    {"name": "two blocks", "parameters": "fisher_blocks:k=2,examples=2"},
+    {"name": "too many blocks", "parameters": "last_blocks:k=9"},
+    {"name": "explodes", "parameters": "random", "learning_rates": [1e-2, 1e38], "training": {"clip_norm": None, "optimiser": "sgd"}},
+]  # fmt: skip
+
+
+def write(folder, base, name="e.yaml", **changes):
+    put(folder, "data.jsonl", lines(ROWS))
+    values = {
+        "name": "small", "base": str(base), "data_root": str(folder), "output": str(folder / "runs"),
+        "tasks": {"lamps": {"train": "data.jsonl", "test_fraction": 0.2, "train_records": 30, "test_records": 8}},
+        "methods": METHODS, "controls": {"last_blocks": False}, "budgets": [2000], "learning_rates": [1e-3, 1e-2],
+        "training": {"max_steps": 4, "batch_sequences": 2, "max_length": 64, "precision": "float32"},
+    }  # fmt: skip
+    return put(folder, name, yaml.safe_dump({**values, **changes}))
+
+
+def pieces(folder):
+    """Every finished piece of work: its file, and when it was written."""
+    return {path.relative_to(folder): path.stat().st_mtime_ns for kind in ("choices", "trials", "cells")
+            for path in (folder / "runs" / "small" / kind).glob("*.json")}  # fmt: skip
+
+
+def cells(folder):
+    found = json.loads((folder / "runs" / "small" / "page.json").read_text())
+    return {(cell["method"], cell["seed"]): cell for cell in found["cells"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, llama_folder):
+    folder = tmp_path_factory.mktemp("finished")
+    page = selectune.experiment(write(folder, llama_folder), quiet=True)
+    return folder, page.read_text()
+
+
+@pytest.mark.slow
+def test_budgets_are_exact_or_marked(finished):
+    folder, page = finished
+    found = cells(folder)
+    assert found["gradient", 0]["entries"] == found["random", 0]["entries"] == 2000
+    assert found["full_fine_tuning", 0]["entries"] > 100_000
+    lora = found["lora", 0]
+    rank = lora["recipe"]["form"]["rank"]
+    assert rank == max(1, 2000 // (lora["entries"] // rank))
+    blocks = found["two blocks", 0]
+    assert blocks["recipe"]["parameters"]["k"] == 2 and f"{blocks['entries']:,} ‡" in page
+    assert "| gradient | 2,000 |" in page
+
+
+@pytest.mark.slow
+def test_the_best_learning_rate_is_that_of_the_development_loss(finished):
+    for cell in cells(finished[0]).values():
+        if not cell["failed"]:
+            worked = {float(rate): loss for rate, loss in cell["grid"].items() if not isinstance(loss, str)}
+            assert cell["learning_rate"] == min(worked, key=worked.get)
+
+
+@pytest.mark.slow
+def test_a_failure_is_told_and_the_rest_goes_on(finished):
+    folder, page = finished
+    found = cells(folder)
+    assert "9 blocks are asked for" in found["too many blocks", 0]["failed"]
+    assert "- too many blocks, lamps, 2,000 entries, seed 0: 9 blocks" in page.split("## Failed")[1]
+    explodes = found["explodes", 0]
+    assert not explodes["failed"] and explodes["learning_rate"] == 1e-2 and "loss" in explodes["grid"]["1e+38"]
+
+
+@pytest.mark.slow
+def test_costs_and_claims_are_on_the_page(finished):
+    folder, page = finished
+    for cell in cells(folder).values():
+        if not cell["failed"]:
+            assert cell["train"]["seconds"] > 0 and cell["train"]["peak_memory_bytes"] > 0 and cell["train"]["flops"] > 0
+    assert cells(folder)["gradient", 0]["choose"]["forward_tokens"] > 0
+    claim = next(line for line in page.splitlines() if "a gradient knows" in line)
+    assert any(f"**{verdict}**" in claim for verdict in ("reproduced", "not reproduced", "opposite"))
+    assert "<svg" in next((folder / "runs" / "small").glob("*.svg")).read_text()
+    assert not list((folder / "runs" / "small" / "trials").glob("*/specialist"))
+
+
+@pytest.mark.slow
+def test_nothing_is_done_twice_and_more_can_be_asked_for(finished, llama_folder):
+    folder, _ = finished
+    before = pieces(folder)
+    selectune.experiment(write(folder, llama_folder), quiet=True)
+    assert pieces(folder) == before
+    page = selectune.experiment(write(folder, llama_folder, seeds=[0, 1]), only="random", quiet=True)
+    after = pieces(folder)
+    assert {path: after[path] for path in before} == before
+    assert [path.parts[2] for path in sorted(after.keys() - before.keys())] == ["cells", "choices", "trials"]  # one learning rate
+    assert "gradient, lamps, 2,000 entries, seed 1" in page.read_text().split("## Not run")[1]
+    first, second = (cells(folder)["random", seed] for seed in (0, 1))
+    assert first["learning_rate"] == second["learning_rate"] and first["benchmarks"] != second["benchmarks"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_to_the_same_cells(finished, tmp_path, llama_folder):
+    file = write(tmp_path, llama_folder)
+    command = [sys.executable, "-m", "selectune.cli", "experiment", file, "--quiet"]
+    killed = 0
+    for pause in (9.0, 7.5, 8.2):
+        child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+        try:
+            child.wait(timeout=pause)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            killed += 1
+        time.sleep(0.1)
+    assert killed
+    done = pieces(tmp_path)
+    assert subprocess.run(command).returncode == 0
+    assert {path: when for path, when in pieces(tmp_path).items() if path in done} == done
+    undisturbed, found = cells(finished[0]), cells(tmp_path)
+    assert found.keys() <= undisturbed.keys()
+    for place, cell in found.items():
+        for key in ("failed", "entries", "learning_rate", "grid", "benchmarks", "steps"):
+            assert cell[key] == undisturbed[place][key], (place, key)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_a_failure_that_can_be_retried(tmp_path, llama_folder):
+    """Memory that runs out ends a process without a word: the experiment says so and goes on."""
+    few = {"methods": [], "controls": {"lora": False, "full_fine_tuning": False, "last_blocks": False}, "learning_rates": [1e-3]}
+    file = write(tmp_path, llama_folder, **few, training={"max_steps": 100_000, "max_length": 64})
+    child = subprocess.Popen([sys.executable, "-m", "selectune.cli", "experiment", file, "--quiet"])
+    trial = tmp_path / "runs" / "small" / "trials"
+    import psutil
+
+    deadline = time.monotonic() + 90
+    while not list(trial.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    worker = psutil.Process(child.pid).children()[0]
+    worker.children()[0].kill()
+    assert child.wait(timeout=30) == 0
+    assert "was killed" in cells(tmp_path)["random", 0]["failed"]
+    file = write(tmp_path, llama_folder, **few)
+    selectune.experiment(file, quiet=True, retry_failed=True)
+    assert not cells(tmp_path)["random", 0]["failed"]
+
+
+@pytest.mark.slow
+def test_mistakes_are_told(tmp_path, llama_folder):
+    file = write(tmp_path, llama_folder)
+    with pytest.raises(UserError, match="no method 'gradent'.*did you mean 'gradient'"):
+        selectune.experiment(file, only="gradent")
+    with pytest.raises(UserError, match="nothing was run yet"):
+        selectune.experiment(file, page_only=True)
+    missing = write(tmp_path, llama_folder, tasks={"lamps": {"train": "nothing.jsonl"}})
+    with pytest.raises(UserError, match=r"nothing\.jsonl"):
+        selectune.experiment(missing, quiet=True)
+    page = selectune.experiment(file, minutes=0, quiet=True)
+    assert "Nothing was run yet" in page.read_text() and "gradient, lamps" in page.read_text().split("## Not run")[1]
