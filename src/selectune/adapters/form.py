@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from safetensors.torch import load_file, save_file
 
+from selectune import catalogue
 from selectune.catalogue import Method
 from selectune.errors import UserError
 from selectune.parameters.selection import Selection
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CHANGED = "changed.safetensors"
 PLACES = "selection.safetensors"  # where changed parts of weights belong
+ATTACHED = "attached.safetensors"  # modules beside the base's layers
 ORIGIN = "selectune.json"  # which base this belongs to
 
 
@@ -105,10 +107,13 @@ def load_specialist(base: Base, folder: str | Path) -> Any:
         UserError: the folder holds no specialist, or one of another base.
     """
     folder = Path(folder)
-    read_origin(folder, base)
+    origin = read_origin(folder, base)
     if (folder / CHANGED).is_file():
         put_changed(base.model, folder)
         model = base.model
+    elif (folder / ATTACHED).is_file():
+        form: Any = catalogue.create("adapters", origin["form"])
+        model = form.load(base, folder)
     else:
         from peft import PeftModel
 

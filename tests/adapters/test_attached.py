@@ -1,0 +1,147 @@
+"""Forms beside the layers: SSF, SCT and LoFiT against their formulas, and what was folded against what was attached."""
+
+import copy
+
+import pytest
+import torch
+
+from selectune import catalogue
+from selectune.adapters.attached import attachments
+from selectune.data import Encoder
+from selectune.errors import UserError
+from selectune.meter import Meter
+from selectune.models import load_base
+from selectune.parameters import Context, Selection
+from selectune.parameters.selection import Part
+from tests.contracts.test_forms_and_parameters import RECORDS, logits
+
+OUTPUT = "model.layers.1.self_attn.o_proj"
+
+
+def context(base):
+    return Context(base, Encoder(base.tokenizer, 128), RECORDS, [], torch.Generator().manual_seed(0), Meter("choose"), quiet=True)
+
+
+def scatter(model, seed=0):
+    """Give every attachment's parameters random values."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for one in attachments(model).values():
+            for value in one.parameters():
+                value += 0.3 * torch.randn(value.shape, generator=generator)
+    return model
+
+
+def heads_of(base, *heads, block=1):
+    lines = [head * 16 + place for head in heads for place in range(16)]
+    return Selection({f"model.layers.{block}.self_attn.o_proj.weight": Part((64, 64), "columns", lines)})
+
+
+def test_lofit_adds_its_offset_to_its_heads_and_to_no_other(llama_folder):
+    base = load_base(llama_folder)
+    form = catalogue.create("adapters", "lofit")
+    selection = heads_of(base, 0, 3)
+    assert form.count(base, selection) == 2 * 16
+    states = torch.randn(5, 64)
+    layer = base.model.get_submodule(OUTPUT)
+    weight = layer.weight.clone()
+    model = scatter(form.apply(base, selection, 0))
+    moved = states.clone()
+    moved[:, :16] += attachments(model)[OUTPUT].offset[0]
+    moved[:, 48:] += attachments(model)[OUTPUT].offset[1]
+    assert torch.allclose(layer(states), moved @ weight.T, atol=1e-5)
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == [f"{OUTPUT}.beside.offset"]
+
+
+@pytest.mark.parametrize("form", ["lofit", "ssf", "sct:bias=true"])
+@torch.no_grad()
+def test_folded_is_attached_and_generates_the_same_with_a_cache(form, llama_folder):
+    base = load_base(llama_folder)
+    made = catalogue.create("adapters", form)
+    model = scatter(made.apply(base, Selection.all(base.model), 0))
+    ids = torch.arange(3, 20)[None]
+    attached, told = logits(model), model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=2)
+    assert not torch.allclose(attached, logits(load_base(llama_folder).model), atol=1e-1)
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert not attachments(merged) and not hasattr(merged, "disable_adapter")
+    assert torch.allclose(logits(merged), attached, atol=2e-3, rtol=1e-4)
+    assert torch.equal(merged.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=2), told)
+    assert torch.equal(logits(model), attached)  # the copy was merged, not the model
+
+
+def test_where_there_is_no_room_for_a_bias_folding_is_refused(tiny_folders):
+    for architecture in ("mixtral", "qwen2"):
+        base = load_base(tiny_folders[architecture])
+        model = catalogue.create("adapters", "lofit").apply(base, Selection.all(base.model), 0)
+        with pytest.raises(UserError, match="can have no bias"):
+            model.merge_and_unload()
+
+
+def test_ssf_scales_and_shifts_every_layer_and_norm(llama_folder):
+    base = load_base(llama_folder)
+    form = catalogue.create("adapters", "ssf")
+    wide = sum(base.model.get_submodule(name).weight.shape[0] for block in base.anatomy.blocks for name in block.linears)
+    norms = sum(base.anatomy.sizes[name] for block in base.anatomy.blocks for name in block.norms) + 64
+    assert form.count(base, Selection.all(base.model)) == 2 * wide + norms
+    states, layer = torch.randn(5, 64), base.model.model.layers[2].mlp.up_proj
+    weight = layer.weight.clone()
+    scatter(form.apply(base, Selection.all(base.model), 0))
+    one = layer.beside
+    assert torch.allclose(layer(states), (states @ weight.T) * one.scale + one.shift, atol=1e-5)
+    norm = base.model.model.norm
+    assert norm.beside.shift is None
+    assert torch.allclose(
+        norm(states),
+        torch.nn.functional.rms_norm(states, (64,), norm.weight, norm.variance_epsilon) * norm.beside.scale,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_sct_changes_its_channels_and_no_other(architecture, tiny_folders):
+    base = load_base(tiny_folders[architecture])
+    name = OUTPUT if architecture == "llama" else "transformer.h.1.attn.c_proj"
+    form = "rows" if architecture == "llama" else "columns"
+    layer = base.model.get_submodule(name)
+    states = torch.randn(5, 64)
+    before = layer(states).detach()
+    made = catalogue.create("adapters", "sct")
+    selection = Selection({f"{name}.weight": Part((64, 64), form, [3, 10, 50])})
+    assert made.count(base, selection) == 9
+    model = scatter(made.apply(base, selection, 0))
+    after, chosen = layer(states).detach(), [3, 10, 50]
+    others = [place for place in range(64) if place not in chosen]
+    assert torch.equal(after[:, others], before[:, others])
+    assert torch.allclose(after[:, chosen], before[:, chosen] + before[:, chosen] @ attachments(model)[name].map.T, atol=1e-5)
+
+
+def test_salient_channels_are_those_of_the_largest_norm(llama_folder):
+    base = load_base(llama_folder)
+    chosen = catalogue.create("parameters", "sct:examples=6").select(context(base))
+    states = {}
+    handle = base.model.get_submodule(OUTPUT).register_forward_hook(
+        lambda _, __, y: states.setdefault("seen", []).append(y[0, 1:])
+    )
+    for record in RECORDS:
+        (piece,) = Encoder(base.tokenizer, 128).encode(record)
+        base.model(input_ids=torch.tensor([piece.input_ids]))
+    handle.remove()
+    whole = torch.cat(states["seen"])
+    norms = (whole / whole.square().mean(-1, keepdim=True).sqrt()).norm(dim=0)
+    assert chosen.parts[f"{OUTPUT}.weight"].index.tolist() == sorted(norms.argsort(descending=True)[:8].tolist())
+    assert len(chosen.parts) == 4
+
+
+def test_lofit_takes_the_heads_whose_scales_moved_most(llama_folder):
+    base = load_base(llama_folder)
+    method = catalogue.create("parameters", "lofit:k=3,steps=3")
+    scales = method.scales(context(base))
+    assert scales.shape == (4, 4, 16) and scales.abs().min() > 0
+    worst = sorted((-float(scales[b, h].norm()), b, h) for b in range(4) for h in range(4))[:3]
+    selection = method.select(context(base))
+    for block in range(4):
+        part = selection.parts.get(f"model.layers.{block}.self_attn.o_proj.weight")
+        expected = sorted(h * 16 + i for _, b, h in worst if b == block for i in range(16))
+        assert (part.index.tolist() if part else []) == expected
+    strong = catalogue.create("parameters", "lofit:k=3,steps=3,penalty=1000").scales(context(base))
+    assert strong.abs().mean() < scales.abs().mean()
