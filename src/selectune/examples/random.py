@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from selectune.examples.method import Choice, ExampleMethod, ranked
 from selectune.examples.pool import Pool
@@ -27,7 +29,8 @@ class AllExamples(ExampleMethod):
     family: ClassVar[str] = "controls"
     summary: ClassVar[str] = "Every record of the pool."
 
-    fraction: float = 1.0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the pool that trains."""
 
     def choose(self, pool: Pool) -> Choice:
         return Choice(self.fill(pool, pool.order))

@@ -1,0 +1,171 @@
+"""Scores that a base gives its own training data: the family that random selection was found hard to tell from.
+
+Knows: the loss of a response, its ratio with and without the prompt (IFD), and how little a record adds to a compressed choice (ZIP).
+Does not know: the target.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from selectune.data.duplicates import content
+from selectune.examples.factors.signals import ResponseLoss
+from selectune.examples.factors.store import measure
+from selectune.examples.method import Array, Choice, ExampleMethod, Ranked
+from selectune.examples.pool import Pool
+
+_PAPER = "Rethinking Data Selection at Scale: Random Selection is Almost All You Need, 2024, arXiv 2410.09335"
+
+
+class HighestLoss(Ranked):
+    """The records whose responses the base finds hardest."""
+
+    name: ClassVar[str] = "loss"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = _PAPER
+    summary: ClassVar[str] = "The records with the highest (or lowest) response loss under the base."
+
+    def score(self, pool: Pool) -> dict[str, Array]:
+        return {"loss": measure(pool, ResponseLoss())}
+
+
+def difficulty(pool: Pool) -> dict[str, Array]:
+    """Return IFD, the perplexity of a response given its prompt over that of the response alone, and both losses."""
+    given, alone = measure(pool, ResponseLoss()), measure(pool, ResponseLoss(conditional=False))
+    return {"instruction-following difficulty": np.exp(given - alone), "loss": given, "loss without prompt": alone}
+
+
+class InstructionFollowingDifficulty(Ranked):
+    """The records whose prompt helps least with the response, though it helps."""
+
+    name: ClassVar[str] = "ifd"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = (
+        "From Quantity to Quality: Boosting LLM Performance with Self-Guided Data Selection, NAACL 2024, arXiv 2308.12032"
+    )
+    summary: ClassVar[str] = "The highest ratio of response perplexity with and without the prompt, below 1."
+    departs: ClassVar[str] = "The base itself scores; the paper first tunes it on a thousand records."
+
+    below: Annotated[float, Field(gt=0)] = 1.0
+    """Records at or above it (the prompt does not help) come last."""
+
+    def score(self, pool: Pool) -> dict[str, Array]:
+        signals = difficulty(pool)
+        ratio = signals["instruction-following difficulty"]
+        return {"order": np.where(ratio < self.below, ratio, -ratio)} | signals
+
+
+class Compression(ExampleMethod):
+    """Records that add least to what can be compressed away: the smallest compression ratio of all that is chosen."""
+
+    name: ClassVar[str] = "zip"
+    family: ClassVar[str] = "diversity"
+    paper: ClassVar[str] = (
+        "Entropy Law: The Story Behind Data Compression and LLM Performance, 2024, arXiv 2407.06645; as replicated in arXiv 2410.09335"
+    )
+    summary: ClassVar[str] = (
+        "Greedily the record that keeps the compressed choice largest for its size (low compression ratio of the whole)."
+    )
+
+    first: Annotated[int, Field(gt=0)] = 10_000
+    """Candidates of the first stage, by their last known ratio."""
+    second: Annotated[int, Field(gt=0)] = 200
+    """Of these, candidates looked at in the second."""
+    third: Annotated[int, Field(gt=0)] = 100
+    """Of these, chosen one by one before the stages begin again."""
+
+    def choose(self, pool: Pool) -> Choice:
+        texts = [content(record).encode() for record in pool.records]
+        ratios = np.array([self._ratio(text) for text in texts])
+        own, rank = ratios.copy(), np.empty(len(texts), dtype=np.int64)
+        rank[pool.order] = np.arange(len(texts))
+        chosen, held, taken = [], b"", np.zeros(len(texts), dtype=bool)
+        wanted = self.about(pool) if self.by == "records" else len(pool)
+        spent, budget = 0, self.budget(pool)
+        while len(chosen) < wanted and (self.by == "records" or spent < budget):
+            open_ = np.flatnonzero(~taken)
+            pot = open_[np.lexsort((rank[open_], ratios[open_]))][: self.first]
+            ratios[pot] = [self._ratio(held[-(1 << 15) :] + texts[place]) for place in pot.tolist()]
+            pot = pot[np.lexsort((rank[pot], ratios[pot]))][: self.second].tolist()
+            for _ in range(min(self.third, len(pot), wanted - len(chosen))):
+                place = min(pot, key=lambda place: (self._ratio(held[-(1 << 15) :] + texts[place]), rank[place]))
+                pot.remove(place)
+                chosen.append(place)
+                taken[place] = True
+                held += texts[place]
+                spent += int(pool.tokens[place]) if self.by == "tokens" else 0
+        return Choice(self.fill(pool, chosen), {"compression ratio": own})
+
+    @staticmethod
+    def _ratio(text: bytes) -> float:
+        return len(text) / max(len(zlib.compress(text, 9)), 1)
+
+
+class JointRank(Ranked):
+    """Difficulty and length together."""
+
+    name: ClassVar[str] = "select2reason"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = (
+        "Select2Reason: Efficient Instruction-Tuning Data Selection for Long-CoT Reasoning, 2025, arXiv 2505.17266"
+    )
+    summary: ClassVar[str] = "The highest joint rank of difficulty and response length."
+    departs: ClassVar[str] = (
+        "Difficulty is the base's loss on the response instead of a trained judge's comparison; the weight of the two ranks is ours."
+    )
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of length; the rest is difficulty."""
+    longest: Annotated[int, Field(gt=0)] | None = None
+    """Responses of more tokens come last (they would be cut); left out: what the base's context holds."""
+
+    def score(self, pool: Pool) -> dict[str, Array]:
+        from selectune.examples.factors.normalise import percentile_ranks
+
+        lengths = np.array([len(pool.encoder.response_ids(record.response)) for record in pool.records], dtype=np.float64)
+        losses = measure(pool, ResponseLoss())
+        joint = self.weight * percentile_ranks(lengths, pool.order) + (1 - self.weight) * percentile_ranks(losses, pool.order)
+        limit = self.longest or pool.encoder.max_length
+        return {"joint rank": np.where(lengths <= limit, joint, joint - 2), "response tokens": lengths, "loss": losses}
+
+
+class Answers(ExampleMethod):
+    """Of several answers to a question, the one that fits the base."""
+
+    name: ClassVar[str] = "grape"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = "The Best Instruction-Tuning Data are Those That Fit, 2025, arXiv 2502.04194"
+    summary: ClassVar[str] = (
+        "For each question the answer that the base finds most likely; then, by the same score, as many as the budget holds."
+    )
+    departs: ClassVar[str] = "A budget below the number of questions is the paper's plus a ranking by the same score."
+
+    keep: Literal["likeliest", "unlikeliest"] = "likeliest"
+    """``unlikeliest`` is the control."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the questions: one answer each."""
+
+    def select(self, pool: Pool) -> Choice:
+        if not len(pool):
+            return super().select(pool)
+        self.budget(pool)
+        return self.choose(pool)
+
+    def choose(self, pool: Pool) -> Choice:
+        losses = measure(pool, ResponseLoss())
+        signed = losses if self.keep == "likeliest" else -losses
+        rank = np.empty(len(pool), dtype=np.int64)
+        rank[pool.order] = np.arange(len(pool))
+        best: dict[tuple[str, ...], int] = {}
+        for place in np.lexsort((rank, pool.tokens, np.where(np.isfinite(signed), signed, np.inf))).tolist():
+            asked = tuple(message.content for message in pool.records[place].prompt)
+            best.setdefault(asked or (pool.keys[place],), place)
+        one_each = np.array(list(best.values()), dtype=np.int64)  # from the best fit to the worst
+        if self.by == "tokens":
+            return Choice(self.fill(pool, one_each), {"loss": losses})
+        wanted = self.count if self.count is not None else max(1, round(self.fraction * len(one_each)))
+        return Choice(one_each[:wanted], {"loss": losses})
