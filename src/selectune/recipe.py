@@ -35,6 +35,8 @@ class DataRecipe(Section):
     """A file, a folder, a glob, a hub id, or a list of these."""
     test: str | list[str] | None = None
     """Records of the target that measure the gain. Left out: a part of the training data is held out for it."""
+    target: str | list[str] | None = None
+    """Records of the target that choosing examples may look at (never those of the test). Left out: the development records."""
     shape: Literal[
         "auto",
         "chat",
@@ -177,6 +179,8 @@ class Recipe(Section):
     trust_remote_code: bool = False
     """Allow a hub model to run its own code. Off unless you trust its author."""
     data: DataRecipe = Field(default_factory=DataRecipe)
+    examples: MethodChoice = "all"
+    """Which records train; ``selectune methods examples`` lists the answers."""
     parameters: MethodChoice = "all"
     """Which weights may change; ``selectune methods parameters`` lists the answers."""
     form: MethodChoice = "lora"
@@ -333,6 +337,8 @@ def line_of(file: str | Path | None, path: tuple[str, ...]) -> int | None:
         if not isinstance(node, yaml.MappingNode):
             break
         match = next(((key, value) for key, value in node.value if key.value == part), None)
+        if match is None and part.isdigit():  # one value that stands for a list of one
+            continue
         if match is None:
             break
         line, node = match[0].start_mark.line + 1, match[1]

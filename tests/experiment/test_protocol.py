@@ -5,7 +5,7 @@ import pytest
 from selectune import catalogue
 from selectune.errors import UserError
 from selectune.experiment import protocol
-from selectune.experiment.budget import Facts, entries_of, fit
+from selectune.experiment.budget import Facts, entries_of, fit, fit_knob
 from selectune.experiment.protocol import MethodLine
 
 GOOD = """name: small
@@ -81,13 +81,24 @@ def test_steps_alone_are_so_many_steps(tmp_path):
 def test_a_budget_is_entries_or_the_most_blocks_that_fit():
     assert entries_of(0.01, FACTS) == 10 and entries_of(250, FACTS) == 250
     scored = fit(MethodLine(name="s", parameters="scored"), 250, FACTS)
-    assert scored.parameters["entries"] == 250 and scored.entries_of_form is None
+    assert scored.parameters["entries"] == 250 and scored.entries is None
     for entries, k in ((250, 2), (300, 3), (10, 1), (10_000, 3)):
         assert fit(MethodLine(name="b", parameters="last_blocks"), entries, FACTS).parameters["k"] == k
     assert fit(MethodLine(name="b", parameters="last_blocks:k=1"), 300, FACTS).parameters["k"] == 1
-    assert fit(MethodLine(name="l", form="lora"), 250, FACTS).entries_of_form == 250
-    assert fit(MethodLine(name="l", form="lora:rank=2"), 250, FACTS).entries_of_form is None
+    assert fit(MethodLine(name="l", form="lora"), 250, FACTS).entries == 250
+    assert fit(MethodLine(name="l", form="lora:rank=2"), 250, FACTS).entries is None
     assert fit(MethodLine(name="f", parameters="all"), 250, FACTS) == fit(MethodLine(name="f", parameters="all"), 10, FACTS)
+
+
+def test_any_number_can_be_the_knob():
+    gps = fit(MethodLine(name="g", parameters="gps"), 250, FACTS)
+    assert (gps.entries, gps.knob) == (250, "k")
+    assert fit(MethodLine(name="g", parameters="gps:k=2"), 250, FACTS).entries is None
+    for entries, k in ((85, 8), (9, 1), (80, 8), (79, 7)):
+        found = fit_knob(catalogue.create("parameters", "gps"), "k", entries, lambda method: 10 * method.k)
+        assert found.k == k
+    uneven = fit_knob(catalogue.create("parameters", "gps"), "k", 100, lambda method: 10 + 20 * (method.k - 1))
+    assert uneven.k == 5
 
 
 def test_a_rank_is_the_largest_that_fits(llama_folder):

@@ -163,7 +163,7 @@ def test_a_process_that_dies_is_a_failure_that_can_be_retried(tmp_path, llama_fo
 @pytest.mark.slow
 def test_mistakes_are_told(tmp_path, llama_folder):
     file = write(tmp_path, llama_folder)
-    with pytest.raises(UserError, match="no method 'gradent'.*did you mean 'gradient'"):
+    with pytest.raises(UserError, match=r"no method 'gradent'.*did you mean 'gradient'"):
         selectune.experiment(file, only="gradent")
     with pytest.raises(UserError, match="nothing was run yet"):
         selectune.experiment(file, page_only=True)

@@ -1,24 +1,25 @@
 """What a budget of entries means for each method.
 
-Knows: which knob holds a method to a number of entries: its own ``entries``, the number ``k`` of whole blocks, the rank of a form.
+Knows: which knob holds a method to a number of entries: its own ``entries``, the number ``k`` of whole blocks, of heads, of inputs of
+each neuron, the rank of a form.
 Does not know: how entries are chosen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selectune import catalogue
+from selectune.errors import UserError
 from selectune.experiment.protocol import MethodLine
+from selectune.parameters.blocks import Blocks
 from selectune.run import Written
 
 if TYPE_CHECKING:
     from selectune.models import Base
     from selectune.parameters import Selection
-
-_OWN = {"entries", "density", "k"}
-"""A method's line that names one of these has a budget of its own."""
 
 
 class Facts(Written):
@@ -39,8 +40,10 @@ class Fitted:
     form: dict[str, Any]
     objective: dict[str, Any]
     policy: dict[str, Any]
-    entries_of_form: int | None = None
-    """The budget of a form whose rank is fitted when the entries are chosen."""
+    entries: int | None = None
+    """The budget, where something is left to be fitted once entries are chosen: the form's rank, or ``knob``."""
+    knob: str | None = None
+    """The hyper-parameter of the method that is raised until the budget is full."""
 
 
 def entries_of(budget: float, facts: Facts) -> int:
@@ -49,28 +52,50 @@ def entries_of(budget: float, facts: Facts) -> int:
 
 
 def fit(line: MethodLine, entries: int, facts: Facts) -> Fitted:
-    """Hold a method to so many entries: exactly where it can choose entries, else the most whole blocks, or the largest rank, that do not
-    exceed them (at least one). A method without such a knob stays as it is."""
+    """Hold a method to so many entries: exactly where it can choose entries, else by the most whole blocks, the largest ``k`` (or what the
+    line names), or the largest rank, that does not exceed them (at least one). A method with no such knob, or whose line sets it, stays as
+    it is."""
     parameters = catalogue.create("parameters", line.parameters or "all")
     form = catalogue.create("adapters", line.form, "form")
-    policy = catalogue.create("policies", line.policy, "policy")
+    known, given = type(parameters).model_fields, parameters.model_fields_set
+    knob = line.fit or ("k" if "k" in known else None)
     within = None
     if "rank" in type(form).model_fields:
-        within = None if "rank" in form.model_fields_set else entries
-    elif "entries" in type(parameters).model_fields or "k" in type(parameters).model_fields:
-        parameters = _hold(parameters, entries, facts)
-    elif "entries" in type(policy).model_fields:
-        policy = _hold(policy, entries, facts)
-    return Fitted(parameters.describe(), form.describe(), catalogue.create("objectives", line.objective, "objective").describe(),
-                  policy.describe(), within)  # fmt: skip
+        knob, within = None, None if "rank" in form.model_fields_set else entries
+    elif "entries" in known:
+        knob = None
+        if not given & {"entries", "density"}:
+            parameters = parameters.model_copy(update={"entries": entries})
+    elif isinstance(parameters, Blocks) and "k" not in given:
+        knob = None
+        parameters = parameters.model_copy(update={"k": max(1, min(entries // max(facts.blocks), len(facts.blocks)))})
+    elif knob is None or knob in given:
+        knob = None
+    else:
+        within = entries
+    objective, policy = catalogue.create("objectives", line.objective), catalogue.create("policies", line.policy)
+    return Fitted(parameters.describe(), form.describe(), objective.describe(), policy.describe(), within, knob)
 
 
-def _hold(method: catalogue.Method, entries: int, facts: Facts) -> catalogue.Method:
-    if _OWN & method.model_fields_set:
-        return method
-    if "entries" in type(method).model_fields:
-        return method.model_copy(update={"entries": entries})
-    return method.model_copy(update={"k": max(1, min(entries // max(facts.blocks), len(facts.blocks)))})
+def fit_knob(parameters: Any, knob: str, entries: int, count: Callable[[Any], int]) -> Any:
+    """Return a method with the largest value of a hyper-parameter at which it does not exceed so many entries (at least one).
+
+    Args:
+        count: entries that a method chooses; about proportional to the hyper-parameter.
+    """
+
+    def at(value: int) -> Any:
+        return type(parameters)(**{**parameters.model_dump(), knob: value})
+
+    value = max(1, entries // max(1, count(at(1))))
+    while value > 1:
+        try:
+            if count(at(value)) <= entries:
+                break
+        except UserError:  # more than there is
+            pass
+        value -= max(1, value // 16)
+    return at(value)
 
 
 def fit_rank(form: Any, base: Base, selection: Selection, entries: int) -> Any:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from selectune.errors import UserError
-from selectune.experiment.budget import fit_rank
+from selectune.experiment.budget import Fitted, fit_knob, fit_rank
 from selectune.experiment.protocol import Task
 from selectune.experiment.store import Choice, Measured, Piece, Trial
+from selectune.meter import Meter
 from selectune.pipeline import Chain
 from selectune.recipe import DataRecipe, Recipe
 from selectune.run import Benchmark, Run, folder_atomically
@@ -73,15 +74,27 @@ def measure_base(recipe: Recipe, task: Task, data: Path, base: Base, room: Path)
     return Measured(benchmarks=[*_target(chain, task, base.model, base), *map(_bare, before)])
 
 
-def choose(recipe: Recipe, data: Path, base: Base, room: Path, entries_of_form: int | None) -> Choice:
-    """Choose entries; fit the form's rank to what was chosen."""
+def choose(recipe: Recipe, data: Path, base: Base, room: Path, fitted: Fitted) -> Choice:
+    """Choose entries, within the budget; only the choice itself is metered, not the tries that find the hyper-parameter it needs."""
     from selectune.parameters import Selection
 
-    chain = Chain(open_run(room, recipe, data), recipe, quiet=True, loaded=base)
+    if fitted.knob is not None and fitted.entries is not None:
+        trying = Chain(open_run(room / "trying", recipe, data), recipe, quiet=True, loaded=base)
+
+        def count(parameters: Any) -> int:
+            own = replace(base, model=copy.deepcopy(base.model))
+            return trying.form.count(own, parameters.select(trying.context(own, Meter("choose"))))  # type: ignore[no-any-return]
+
+        within = fit_knob(trying.parameters, fitted.knob, fitted.entries, count)
+        recipe = recipe.model_copy(update={"parameters": within.describe()})
+    chain = Chain(open_run(room / "chosen", recipe, data), recipe, quiet=True, loaded=base)
     chain.choose()
-    selection = Selection.load(chain.run.path(CHOSEN))
-    form = chain.form if entries_of_form is None else fit_rank(chain.form, base, selection, entries_of_form)
-    return Choice(form=form.describe(), entries=form.count(base, selection), cost=chain.run.costs()[-1])
+    selection, form = Selection.load(chain.run.path(CHOSEN)), chain.form
+    if fitted.knob is None and fitted.entries is not None:
+        form = fit_rank(form, base, selection, fitted.entries)
+    _link(chain.run.path(CHOSEN), room / CHOSEN)
+    return Choice(parameters=chain.parameters.describe(), form=form.describe(), entries=form.count(base, selection),
+                  cost=chain.run.costs()[-1])  # fmt: skip
 
 
 def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> Trial:

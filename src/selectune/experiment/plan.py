@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from selectune import recipe as recipes
 from selectune.data import input_hashes
@@ -97,17 +96,17 @@ class Plan:
     def choice_key(self, slot: Slot) -> str:
         fitted = self.fitted(slot)
         return key_of(base=self.facts.fingerprint, data=self.data_keys[slot.task], parameters=fitted.parameters, form=fitted.form,
-                      entries=fitted.entries_of_form, seed=slot.seed, bfloat16=self.facts.bfloat16)  # fmt: skip
+                      entries=fitted.entries, knob=fitted.knob, seed=slot.seed, bfloat16=self.facts.bfloat16)  # fmt: skip
 
-    def recipe(self, slot: Slot, form: dict[str, Any], rate: float | None = None, steps: int | None = None) -> Recipe:
-        """Return the recipe of a piece of a cell."""
+    def recipe(self, slot: Slot, choice: Choice | None = None, rate: float | None = None, steps: int | None = None) -> Recipe:
+        """Return the recipe of a piece of a cell; the method and form of a choice are those that the budget holds."""
         fitted = self.fitted(slot)
         training = self.training(slot, steps).model_copy(update={"learning_rate": rate})
         return recipes.parse({
             "name": "piece", "base": self.protocol.base, "trust_remote_code": self.protocol.trust_remote_code,
-            "data": self.data(slot.task).model_dump(),
-            "parameters": fitted.parameters, "form": form, "objective": fitted.objective, "policy": fitted.policy,
-            "training": training.model_dump(), "seed": slot.seed,
+            "data": self.data(slot.task).model_dump(), "training": training.model_dump(), "seed": slot.seed,
+            "parameters": (choice or fitted).parameters, "form": (choice or fitted).form,
+            "objective": fitted.objective, "policy": fitted.policy,
         })  # fmt: skip
 
     def training(self, slot: Slot, steps: int | None = None) -> TrainingRecipe:
@@ -197,7 +196,7 @@ class Plan:
         choice_key = self.choice_key(slot)
         choice = self.store.read(Choice, "choices", choice_key)
         if choice is None:
-            return Missing("choices", choice_key, self.recipe(slot, self.fitted(slot).form), choice_key)
+            return Missing("choices", choice_key, self.recipe(slot), choice_key)
         if choice.failed:
             return None
         trials = self.trials(slot, choice)
@@ -209,7 +208,7 @@ class Plan:
             steps = None if isinstance(found, str) else found[1]
         for rate, (key, trial) in trials.items():
             if trial is None:
-                return Missing("trials", key, self.recipe(slot, choice.form, rate, steps), choice_key)
+                return Missing("trials", key, self.recipe(slot, choice, rate, steps), choice_key)
         best = self.best(slot)
         if isinstance(best, str):
             return None
@@ -217,14 +216,14 @@ class Plan:
         cell = self.cell_key(slot, key)
         if self.store.read(Cell, "cells", cell) is not None:
             return None
-        return Missing("cells", cell, self.recipe(slot, choice.form, trial.learning_rate, steps), choice_key, trial, key)
+        return Missing("cells", cell, self.recipe(slot, choice, trial.learning_rate, steps), choice_key, trial, key)
 
     def unmeasured(self, slot: Slot, missing: Missing) -> Cell:
         """Return a cell that is trained and not yet measured."""
         choice, trial, fitted = self.store.read(Choice, "choices", missing.choice_key), missing.trial, self.fitted(slot)
         assert choice is not None and trial is not None
         training = missing.recipe.training.model_dump(mode="json", exclude_defaults=True)
-        methods = {"parameters": fitted.parameters, "form": choice.form, "objective": fitted.objective, "policy": fitted.policy}
+        methods = {"parameters": choice.parameters, "form": choice.form, "objective": fitted.objective, "policy": fitted.policy}
         return self.described(slot, Cell(
             table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed, entries=trial.entries,
             learning_rate=trial.learning_rate, steps=trial.steps, choose=choice.cost, train=trial.cost,

@@ -13,10 +13,12 @@ from pydantic import Field, model_validator
 
 from selectune import catalogue, recipe
 from selectune.errors import UserError, nearest
+from selectune.parameters.blocks import Blocks
 from selectune.recipe import DataRecipe, MethodChoice, Positive, Section, TrainingRecipe
 
 Rate = Annotated[float, Field(gt=0)]
 Budget = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, le=1)]
+Metric = Literal["loss", "choice", "classification", "exact_match"]
 RANDOM, RANDOM_BLOCKS = "random", "random_blocks"
 EVERY_FORM = "all"
 ENDLESS = 1e6
@@ -64,6 +66,9 @@ class MethodLine(Section):
     """In place, unless said otherwise: only then do the chosen entries train and no others."""
     objective: MethodChoice = "cross_entropy"
     policy: MethodChoice = "none"
+    fit: str | None = None
+    """The whole-number hyper-parameter of ``parameters`` that is raised until the budget is full; left out: ``entries``, ``k``, or the
+    rank of the form, whichever there is."""
     training: TrainingRecipe = Field(default_factory=TrainingRecipe)
     """Only what differs from the experiment's training."""
     learning_rates: list[Rate] = Field(default_factory=list)
@@ -98,7 +103,7 @@ class Task(DataRecipe):
     """At most so many, the first by hash of their content."""
     dev_records: Positive | None = None
     test_records: Positive | None = 100
-    metrics: list[Literal["loss", "choice", "classification", "exact_match"]] = Field(default_factory=lambda: ["loss"])
+    metrics: list[Metric] = Field(default_factory=lambda: list[Metric](("loss",)))
     """``loss``: of the right answer, in nats per token. The first is what the gain is read from."""
     max_new_tokens: Positive = 64
     """Of answers that are matched."""
@@ -213,8 +218,8 @@ class Protocol(Section):
 
 
 def of_blocks(line: MethodLine) -> bool:
-    """Whether a method chooses whole blocks, so many."""
-    return "k" in type(catalogue.create("parameters", line.parameters or "all")).model_fields
+    """Whether a method chooses whole blocks."""
+    return isinstance(catalogue.create("parameters", line.parameters or "all"), Blocks)
 
 
 def load(file: str | Path) -> Protocol:
@@ -263,6 +268,11 @@ def _check_method(line: MethodLine, file: str | Path, number: int) -> None:
             place = ("methods", str(number), key)
             raise UserError(error.problem, file=file, line=recipe.line_of(file, place), field=".".join(place),
                             expected=error.expected) from None  # fmt: skip
+
+    known = type(catalogue.create("parameters", line.parameters or "all")).model_fields
+    if line.fit is not None and line.fit not in known:
+        raise _wrong(file, ("methods", str(number), "fit"), f"'{line.name}' has no hyper-parameter '{line.fit}'{nearest(line.fit, known)}",
+                     f"one of {', '.join(known) or 'none'}")  # fmt: skip
 
 
 def _wrong(file: str | Path, place: tuple[str, ...], problem: str, expected: str) -> UserError:

@@ -127,8 +127,8 @@ class Runner:
         store, recipe, base, task = self.store, missing.recipe, self.base, self.protocol.tasks[slot.task]
         data, room = store.room("data", plan.data_keys[slot.task]), store.room(missing.where, missing.key)
         if missing.where == "choices":
-            within = plan.fitted(slot).entries_of_form
-            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, within))
+            fitted = plan.fitted(slot)
+            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted))
         elif missing.where == "trials":
             chosen = store.room("choices", missing.choice_key) / jobs.CHOSEN
             empty = Trial(learning_rate=recipe.training.learning_rate or 0.0)

@@ -45,8 +45,9 @@ class Measured(Piece):
 class Choice(Piece):
     """Which entries of which weights may change."""
 
+    parameters: dict[str, Any] = Field(default_factory=dict)
     form: dict[str, Any] = Field(default_factory=dict)
-    """With the rank that the budget holds."""
+    """Both as the budget holds them."""
     entries: int = 0
     cost: Cost = Cost(stage="choose")
 
