@@ -129,6 +129,7 @@ def execute(run: Run, quiet: bool = False) -> Run:
     chain = Chain(run, run.recipe, quiet or not processes.first())
     chain.prepare()
     chain.measure_base()
+    chain.choose_examples()
     chain.choose()
     chain.train()
     chain.measure_specialist()
@@ -203,6 +204,10 @@ class Chain:
         return catalogue.create("adapters", self.recipe.form, "form")
 
     @cached_property
+    def examples(self) -> Any:
+        return catalogue.create("examples", self.recipe.examples)
+
+    @cached_property
     def parameters(self) -> Any:
         return catalogue.create("parameters", self.recipe.parameters)
 
@@ -212,7 +217,8 @@ class Chain:
 
     @cached_property
     def policy(self) -> Any:
-        return catalogue.create("policies", self.recipe.policy, "policy")
+        policy: Any = catalogue.create("policies", self.recipe.policy, "policy")
+        return policy.for_run(self.recipe.parameters)
 
     @cached_property
     def training(self) -> Recipe:
@@ -247,9 +253,11 @@ class Chain:
         return Encoder(tokenizer, self.recipe.data.max_length, self.recipe.data.long_records, self.recipe.data.system)
 
     def records(self, split: str) -> list[Any]:
+        """Return the records of a split; of the training split those that were chosen."""
         from selectune.data import records_from_file
 
-        return records_from_file(self.run.path("data", f"{split}.jsonl"))
+        chosen = split == "train" and self.run.has("data/chosen.jsonl")
+        return records_from_file(self.run.path("data", "chosen.jsonl" if chosen else f"{split}.jsonl"))
 
     def stage(self, name: str, inputs: dict[str, Any], work: Any) -> bool:
         """Run a stage unless it is finished; its inputs include those of the stages that it builds on.
@@ -278,6 +286,7 @@ class Chain:
 
         def work(meter: Meter) -> None:
             catalogue_of_choices = (
+                self.examples,
                 self.form,
                 self.parameters,
                 self.objective,
@@ -356,6 +365,39 @@ class Chain:
             bfloat16=self.bfloat16,
             quiet=self.quiet,
         )
+
+    def choose_examples(self) -> None:
+        """Choose the records that train; nothing to do, and no stage, where all of them do."""
+        from selectune import data
+        from selectune.examples import Pool
+        from selectune.examples.factors.store import write_scores
+
+        if self.examples == catalogue.create("examples", "all"):
+            return
+
+        def work(meter: Meter) -> None:
+            records = data.records_from_file(self.run.path("data", "train.jsonl"))
+            target = data.read_target(self.recipe.data) or data.records_from_file(self.run.path("data", "dev.jsonl"))
+            pool = Pool(
+                records,
+                lambda: self.load_base(quantised=False),
+                self.encoder,
+                target,
+                self.recipe.seed,
+                meter,
+                self.bfloat16,
+                self.quiet,
+                self.run.path("examples"),
+            )
+            choice = self.examples.select(pool)
+            write_scores(self.run.path("scores.parquet"), pool, choice.signals, choice.places)
+            kept = [records[place] for place in sorted(choice.places.tolist())]
+            data.records_to_file(kept, self.run.path("data", "chosen.jsonl"))
+            told = {"pool": len(records), "chosen": len(kept), "notes": pool.notes}
+            self.run.write("examples.json", {"method": self.examples.describe(), **told})
+
+        given = {"examples": self.examples.describe(), "seed": self.recipe.seed, "bfloat16": self.bfloat16}
+        self.stage("choose_examples", given, work)
 
     def choose(self) -> None:
         def work(meter: Meter) -> None:
@@ -476,6 +518,7 @@ class Chain:
         from selectune.training.predict import predict
 
         self.prepare()
+        self.choose_examples()
         choosing, notes = self._rehearse_choice()
         begin = time.perf_counter()
         made = self.trainable()

@@ -15,6 +15,7 @@ SETTINGS: dict[str, dict] = {
     "layer_sampling": {"blocks": 1, "every": 2, "by": "gradient_norm", "examples": 2},
     "importance_sampling": {"every": 2, "examples": 2, "active": 0.5, "strength": 0.0},
     "half": {"every": 2},
+    "refresh": {"parameters": "lift:rank=4", "every": 2},
 }
 """What a policy needs to be tried in six steps."""
 NEUTRAL: dict[str, dict] = {
@@ -25,6 +26,7 @@ NEUTRAL: dict[str, dict] = {
     "layer_sampling": {"blocks": 9},
     "importance_sampling": {"active": 1.0},
     "half": {"share": 1.0},
+    "refresh": {"every": 7},
 }
 """Settings with which a policy is plain training."""
 POLICIES = [name for name in catalogue.methods("policies") if name != "none"]

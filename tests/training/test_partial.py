@@ -9,7 +9,7 @@ from selectune.meter import Cost
 from selectune.models import Anatomy, load_base
 from selectune.models.head import SplitModel
 from selectune.parameters.selection import Part, Selection
-from selectune.training.partial import _Product, entries, multiplications, train_entries
+from selectune.training.partial import _Product, entries, multiplications, release_entries, train_entries
 from selectune.training.plan import flops
 from tests.tiny import ARCHITECTURES, tiny
 
@@ -172,3 +172,33 @@ def test_gradient_checkpointing_computes_the_same():
         loss(model).backward()
         ways.append({name: value.grad for name, value in entries(model).items()})
     assert all(torch.allclose(ways[0][name], ways[1][name], atol=1e-6) for name in ways[0])
+
+
+@pytest.mark.parametrize("form", [*FORMS, "whole"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_released_entries_leave_a_plain_model_with_their_values(architecture, form):
+    model = tiny(architecture)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    selection = choose(model, form) if form != "whole" else Selection.of(model, Anatomy.of(model).blocks[1].parameters)
+    made = train_entries(model, selection)
+    with torch.no_grad():
+        for value in made.values():
+            value.add_(1.0)
+    loss(model).backward()
+    expected = loss(model).detach()
+    values = release_entries(model, torch.float32)
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert model.state_dict().keys() == before.keys() and not any(value.requires_grad for value in model.parameters())
+    assert torch.allclose(loss(model), expected, rtol=1e-5)
+    tied = {name for name, value in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
+    for name, value in model.state_dict().items():
+        if name in tied:
+            continue
+        changed = selection.mask(name) if selection.covers(name) else torch.zeros(value.shape, dtype=torch.bool)
+        assert torch.equal(value[~changed], before[name][~changed]) and torch.equal(value[changed], before[name][changed] + 1), (
+            name
+        )
+    assert values.keys() == set(selection.names())
+    again = train_entries(model, selection)
+    assert all(torch.equal(again[name], value) for name, value in values.items())

@@ -64,6 +64,37 @@ def train_entries(model: nn.Module, selection: Selection) -> dict[str, nn.Parame
     return made
 
 
+def release_entries(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Undo :func:`train_entries`: nothing trains any more, and the weights hold the values that were trained, rounded to ``dtype``.
+
+    Returns:
+        The values as they were, fp32, by the name of the weight that they are part of, in the layout of their part.
+    """
+    found = {name: value.detach() for name, value in entries(model).items()}
+    for name, value in list(model.named_parameters()):
+        if value.requires_grad and ENTRIES not in name:
+            found[name] = value.detach()
+            plain = nn.Parameter(value.detach().to(dtype), requires_grad=False)
+            for module in model.modules():
+                for key in [key for key, own in module._parameters.items() if own is value]:
+                    module._parameters[key] = plain
+    for module in model.modules():
+        for key, trained in module.__dict__.pop(_PARTS, {}).items():
+            trained.current()
+            del module._parameters[f"{ENTRIES}{key}"]
+            module.__class__ = type(module).__mro__[1]
+    return found
+
+
+def parts(model: nn.Module) -> dict[str, Part]:
+    """Return which entries train of the weights of which not all do, by the name of the weight."""
+    return {
+        f"{name}.{key}": trained.part
+        for name, module in model.named_modules()
+        for key, trained in getattr(module, _PARTS, {}).items()
+    }
+
+
 def entries(model: nn.Module) -> dict[str, Tensor]:
     """Return the trained entries of parts of weights, by the name of the weight (once, where it is tied)."""
     found, seen = {}, set()

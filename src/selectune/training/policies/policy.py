@@ -27,7 +27,7 @@ from selectune.catalogue import Method
 from selectune.models import Anatomy
 from selectune.parameters.selection import Part, Selection
 from selectune.training import processes
-from selectune.training.partial import _PARTS, ENTRIES
+from selectune.training.partial import ENTRIES, parts
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -70,6 +70,7 @@ class Stage:
         """Likewise, anything that JSON can hold."""
         self.passing: dict[str, Any] = {}
         """What is made at the beginning, or within one step; kept nowhere."""
+        self._attention = whole.causal.config.get_text_config()._attn_implementation
         self.look()
 
     def look(self) -> None:
@@ -83,11 +84,8 @@ class Stage:
             for name, value in self.whole.model.named_parameters()
             if value.requires_grad
         }
-        self.parts: dict[str, Part] = {
-            f"{name}.{key}".removeprefix("base_model.model."): trained.part
-            for name, module in self.whole.model.named_modules()
-            for key, trained in getattr(module, _PARTS, {}).items()
-        }
+        found = parts(self.whole.model)
+        self.parts: dict[str, Part] = {name.removeprefix("base_model.model."): part for name, part in found.items()}
 
     def generator(self, purpose: str = "", step: int | None = None) -> torch.Generator:
         """Return a source of random numbers: the same for the same run, purpose and step, in every process."""
@@ -122,6 +120,17 @@ class Stage:
     def autocast(self) -> Any:
         """Return the precision that the model computes in, as a context."""
         return torch.autocast(next(self.whole.parameters()).device.type, torch.bfloat16, enabled=self.whole._in_bfloat16)
+
+    @contextmanager
+    def own_attention(self) -> Iterator[None]:
+        """Within, the model attends as it does outside of training, for passes that know nothing of packed records."""
+        config = self.whole.causal.config.get_text_config()
+        during = config._attn_implementation
+        config._attn_implementation = self._attention
+        try:
+            yield
+        finally:
+            config._attn_implementation = during
 
     def values(self) -> dict[str, Tensor]:
         """Return copies of what trains as it is now."""
@@ -189,6 +198,10 @@ class Policy(Method, ABC):
     """Whether losses have gradients and the optimiser steps; else all is done by the policy."""
     changes_what_trains: ClassVar[bool] = False
     """Whether what trains, or what goes into the blocks, changes: nothing can then be remembered of the frozen beginning."""
+
+    def for_run(self, parameters: str | dict[str, Any]) -> Policy:
+        """Return the policy for a run that chooses its parameters by this method."""
+        return self
 
     def records(self, context: Context) -> list[Record]:
         """Return records to train on beside those of the run."""
