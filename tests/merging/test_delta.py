@@ -162,6 +162,32 @@ def test_where_others_change_nothing_the_specialists_own_value_stays(llama):
     assert torch.equal(small.minus(zero).after[name], tiny)
 
 
+def of_one_norm(base, before, after):
+    name = "model.norm.weight"
+    values = [torch.full((64,), value) for value in (before, after)]
+    return Delta(base.spec, base.fingerprint, Selection({name: Part((64,))}), {name: values[0]}, {name: values[1]})
+
+
+def test_sums_that_round_do_not_depend_on_the_order(llama):
+    """(1e30 - 1e30) + 1 is 1, and 1e30 + (1 - 1e30) is 0."""
+    one, two, three = (of_one_norm(llama, 0.0, after) for after in (1e30, -1e30, 1.0))
+    assert one.compose(two, three) == one.compose(three, two) == three.compose(two, one) == two.compose(three, one)
+
+
+def test_bits_count_and_not_numbers(llama):
+    """-0.0 is another value than 0.0, equal NaNs are none; changes that cancel leave the base's own zero."""
+    moved = copy.deepcopy(llama.model)
+    for model, first in ((llama.model, 0.0), (moved, -0.0)):
+        with torch.no_grad():
+            model.model.norm.weight[:2] = torch.tensor([first, torch.nan])
+    delta = Delta.of(llama, moved)
+    assert delta.count() == 1 and delta.after["model.norm.weight"].signbit().all()
+    delta.apply(llama)
+    assert same(bits(llama.model), bits(moved))
+    cancelled = of_one_norm(llama, -0.0, 1.0).compose(of_one_norm(llama, -0.0, -1.0))
+    assert cancelled.changed().count() == 0 and cancelled.after["model.norm.weight"].signbit().all()
+
+
 def test_difference_of_two(llama):
     one, two = (Delta.of(llama, disturbed(llama.model, seed, share=0.3)) for seed in (1, 2))
     both = one.minus(two)
@@ -245,6 +271,11 @@ def test_serving_switches_exactly(base):
     assert storage == {name: value.data_ptr() for name, value in base.model.named_parameters()}  # nothing was copied
     with pytest.raises(UserError, match="did you mean 'a'"):
         serving.use("aa")
+    serving.use("a")
+    with torch.no_grad():  # somebody else changes the base
+        next(base.model.parameters()).mul_(1.5)
+    with pytest.raises(UserError, match="do not hold the base's values"):
+        serving.add("c", Delta.of(load_base(base.source), models["b"]))
 
 
 def linears(base):

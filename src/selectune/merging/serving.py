@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Serving:
     """A base and named deltas of it, one of them in use.
 
-    The base's weights belong to this object while it lives: who changes them must :meth:`use` nothing first.
+    The base's weights belong to this object while it lives. A delta is checked once, when it is added; a change of the one in use
+    only writes (1 % of the linear layers of a base of 135 M: some hundredths of a second).
     """
 
     def __init__(self, base: Base, deltas: Mapping[str, Delta] | None = None) -> None:
@@ -48,9 +49,11 @@ class Serving:
         """Make a delta ready for use; one of the same name is replaced.
 
         Raises:
-            UserError: it belongs to another base.
+            UserError: it belongs to another base, or its entries were changed in this one.
         """
         delta.belongs(self.base)
+        with self.using(None):
+            delta.check(self.model, delta.before, "the entries do not hold the base's values")
         if name == self._active:
             self.use(None)
         self._deltas[name] = delta
@@ -65,7 +68,7 @@ class Serving:
         """Make the model that of a delta (of the base itself: None) and return it.
 
         Raises:
-            UserError: no such delta, or somebody else has changed the entries.
+            UserError: no such delta.
         """
         if name is not None and name not in self._deltas:
             raise UserError(
@@ -74,11 +77,12 @@ class Serving:
         if name == self._active:
             return self.model
         if self._active is not None:
-            self._deltas[self._active].revert(self.base)
-            self._active = None
+            old = self._deltas[self._active]
+            old.put(self.model, old.before)
         if name is not None:
-            self._deltas[name].apply(self.base)
-            self._active = name
+            new = self._deltas[name]
+            new.put(self.model, new.after)
+        self._active = name
         return self.model
 
     @contextmanager
