@@ -13,6 +13,10 @@ def __getattr__(name: str) -> object:
         from selectune import pipeline
 
         return getattr(pipeline, name)
+    if name == "choose_examples":
+        from selectune.examples.select import choose_examples
+
+        return choose_examples
     if name == "experiment":
         import importlib
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from selectune import __version__
+from selectune.cli_examples import select
 from selectune.cli_methods import methods_app
 from selectune.cli_selection import delta_app, selection_app
 from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_OVER_BUDGET, UserError
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(methods_app, name="methods")
 app.add_typer(selection_app, name="selection")
 app.add_typer(delta_app, name="delta")
+app.command()(select)
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/examples-lora.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -44,6 +46,9 @@ Form = Annotated[
 ]
 Parameters = Annotated[
     str | None, typer.Option(help="Which weights: all, fisher_blocks:k=8, ... See selectune methods parameters.")
+]
+Examples = Annotated[
+    str | None, typer.Option(help="Which records: all, longest:fraction=0.2, ... See selectune methods examples.")
 ]
 Benchmarks = Annotated[str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder with local copies of the benchmarks.")]
@@ -69,6 +74,7 @@ def specialize(
     test: Test = None,
     form: Form = None,
     parameters: Parameters = None,
+    examples: Examples = None,
     benchmarks: Benchmarks = None,
     data_root: DataRoot = None,
     items: Items = None,
@@ -105,6 +111,7 @@ def plan(
     test: Test = None,
     form: Form = None,
     parameters: Parameters = None,
+    examples: Examples = None,
     benchmarks: Benchmarks = None,
     data_root: DataRoot = None,
     items: Items = None,
@@ -149,7 +156,7 @@ def plan(
 def _values(options: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe's values that the options of a command give, section by section."""
     given = {key: value for key, value in options.items() if value is not None}
-    given["columns"] = _pairs(given.pop("column", None))
+    given["columns"] = pairs(given.pop("column", None))
     given["benchmarks"] = given["benchmarks"].split(",") if given.get("benchmarks") else None
     for flag in ("trust_remote_code", "require_retention"):
         given[flag] = given.get(flag) or None
@@ -161,7 +168,7 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-_TOP = ("base", "form", "parameters", "output", "name", "seed", "trust_remote_code")
+_TOP = ("base", "examples", "form", "parameters", "output", "name", "seed", "trust_remote_code")
 _SECTIONS = {
     "data": ("test", "columns", "limit"),
     "training": ("epochs", "learning_rate"),
@@ -331,7 +338,7 @@ def _finish(run: Any, show: Any) -> None:
         raise typer.Exit(EXIT_LOST)
 
 
-def _pairs(given: list[str] | None) -> dict[str, str] | None:
+def pairs(given: list[str] | None) -> dict[str, str] | None:
     if not given:
         return None
     for text in given:

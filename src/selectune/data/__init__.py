@@ -2,10 +2,10 @@
 
 from selectune.data.chat import Encoded, Encoder
 from selectune.data.packing import LikeLengths, pack, stack
-from selectune.data.prepare import Prepared, input_hashes, prepare
+from selectune.data.prepare import Prepared, input_hashes, prepare, read_target
 from selectune.data.records import Message, Record, records_from_file, records_to_file
 
 __all__ = [
-    "Encoded", "Encoder", "LikeLengths", "Message", "Prepared", "Record", "input_hashes", "pack", "prepare",
+    "Encoded", "Encoder", "LikeLengths", "Message", "Prepared", "Record", "input_hashes", "pack", "prepare", "read_target",
     "records_from_file", "records_to_file", "stack",
 ]  # fmt: skip

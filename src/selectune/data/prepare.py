@@ -37,7 +37,7 @@ class Prepared:
 def input_hashes(recipe: DataRecipe) -> dict[str, str]:
     """Return the sha256 of every input file, by path (of a hub id, its name)."""
     hashes = {}
-    for field in ("train", "test"):
+    for field in ("train", "test", "target"):
         sources = getattr(recipe, field)
         for source in [sources] if isinstance(sources, str) else sources or []:
             if is_hub_id(source):
@@ -119,6 +119,26 @@ def prepare(recipe: DataRecipe, evaluation_texts: dict[str, list[str]] | None = 
         warnings=_warnings(train, dev, test),
     )
     return Prepared(train, dev, test, summary)
+
+
+def read_target(recipe: DataRecipe) -> list[Record]:
+    """Read the records that say what the target is like; none where the recipe names none.
+
+    Raises:
+        UserError: they cannot be read, or none has an answer.
+    """
+    if recipe.target is None:
+        return []
+    return _load(recipe, recipe.target, "data.target", None)[0]
+
+
+def read_pool(sources: str | list[str], columns: dict[str, str], field: str = "data") -> list[Record]:
+    """Read every record of some files, without splits or checks.
+
+    Raises:
+        UserError: they cannot be read, or none is usable.
+    """
+    return _load(DataRecipe(columns=columns), sources, field, None)[0]
 
 
 def split(records: list[Record], dev: float, test: float) -> dict[str, list[Record]]:

@@ -1,0 +1,95 @@
+"""From files to a file: the records of a pool that are worth training on.
+
+Knows: how a pool is read, chosen from and written. Does not know: any method.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selectune import catalogue
+from selectune.errors import UserError
+from selectune.run import write_atomically
+
+
+@dataclass
+class Selected:
+    """What was chosen."""
+
+    pool: int
+    chosen: int
+    tokens: int
+    """Of the chosen responses."""
+    notes: list[str]
+    records: list[Any]
+
+
+def choose_examples(
+    data: str | list[str],
+    method: str | dict[str, Any],
+    *,
+    target: str | list[str] | None = None,
+    out: str | Path | None = None,
+    scores: str | Path | None = None,
+    base: str = "smollm2-135m-instruct",
+    folder: str | Path | None = None,
+    engine: str = "local",
+    columns: dict[str, str] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> Selected:
+    """Choose records from a pool.
+
+    Args:
+        data: a file, folder, glob or hub id. method: as in a recipe; ``settings`` are more of its hyper-parameters, such as ``fraction=0.1``.
+        target: records of the target. out: JSON lines for the chosen records, as chat records where they are conversations.
+        scores: a parquet file for every record's signals. base: measures. folder: keeps what is measured. engine: ``local`` or ``ray``.
+
+    Raises:
+        UserError: a mistake in the input, a budget larger than the pool, a signal that cannot be measured.
+    """
+    from selectune.data import Encoder
+    from selectune.data.prepare import read_pool
+    from selectune.examples.factors.store import write_scores
+    from selectune.examples.pool import Pool
+    from selectune.models import bf16_is_fast, load_base
+
+    values = dict(method) if isinstance(method, dict) else catalogue.create("examples", method, "method").describe()
+    made: Any = catalogue.create("examples", values | settings, "method")
+    if engine not in ("local", "ray"):
+        raise UserError(f"unknown engine '{engine}'", field="engine", expected="local or ray")
+    records = read_pool(data, columns or {})
+    wanted = read_pool(target, columns or {}, "target") if target is not None else []
+    in_bfloat16 = bf16_is_fast()
+    pool = Pool(
+        records,
+        lambda: load_base(base, dtype="auto" if in_bfloat16 else "float32"),
+        lambda words: Encoder(words, 512),
+        wanted,
+        seed,
+        bfloat16=in_bfloat16,
+        quiet=quiet,
+        folder=None if folder is None else Path(folder),
+        engine=engine,
+    )
+    choice = made.select(pool)
+    kept = [records[place] for place in choice.places.tolist()]
+    if out is not None:
+        write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
+    if scores is not None:
+        write_scores(Path(scores), pool, choice.signals, choice.places)
+    return Selected(len(records), len(kept), int(pool.tokens[choice.places].sum()), pool.notes, kept)
+
+
+def _as_chat(record: Any) -> dict[str, Any]:
+    """A record as others read it: OpenAI-style messages, or text; what a question with choices is made of stays."""
+    if record.kind == "text":
+        return {"text": record.text}
+    shown: dict[str, Any] = {"messages": [asdict(message) for message in record.messages]}
+    if record.choices:
+        shown |= {"choices": list(record.choices), "answer": record.answer}
+    return shown

@@ -1,0 +1,62 @@
+"""Choosing examples as a user does: from a recipe, from Python, from the command line."""
+
+import json
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import selectune
+from selectune.cli import app
+from selectune.data import records_from_file
+from selectune.errors import UserError
+from selectune.run import Run
+
+
+@pytest.fixture
+def pool_file(tmp_path):
+    lines = [{"question": f"What is fault {i}?", "answer": "lamp " * (i % 7 + 1) + str(i)} for i in range(10, 70)]
+    file = tmp_path / "pool.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_the_command_writes_the_longest(pool_file, tmp_path, llama_folder):
+    out, scores = tmp_path / "out.jsonl", tmp_path / "scores.parquet"
+    done = CliRunner().invoke(app, ["select", str(pool_file), "-m", "longest", "--count", "8", "-o", str(out), "--scores", str(scores),
+                                    "--base", str(llama_folder)])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "8 of 60 records" in done.output
+    chosen = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(chosen) == 8
+    assert all(record["messages"][1]["content"].startswith("lamp " * 7) for record in chosen)
+    assert pd.read_parquet(scores)["chosen"].sum() == 8
+
+
+def test_mistakes_are_one_line(pool_file, llama_folder):
+    for wrong, told in (
+        ({"method": "longset"}, "longest"),
+        ({"method": "longest", "count": 1000}, "at most 60"),
+        ({"method": "longest", "target": "nowhere.jsonl"}, "nowhere"),
+        ({"method": "longest:fractoin=0.1"}, "fraction"),
+        ({"method": "longest", "engine": "spark"}, "local or ray"),
+    ):
+        with pytest.raises(UserError, match=told) as error:
+            selectune.choose_examples(str(pool_file), base=str(llama_folder), quiet=True, **wrong)
+        assert "\n" not in str(error.value)
+
+
+def test_a_run_trains_on_what_was_chosen(pool_file, tmp_path, llama_folder):
+    values = {"base": str(llama_folder), "form": "full", "training": {"max_steps": 2, "evaluations": 0, "batch_sequences": 2},
+              "evaluation": {"benchmarks": [], "forgetting": False, "samples": 0, "target_items": 4}, "output": str(tmp_path)}  # fmt: skip
+    run = selectune.specialize(str(pool_file), examples="longest:count=6", name="chosen", quiet=True, **values)
+    chosen = records_from_file(run.path("data", "chosen.jsonl"))
+    pool = records_from_file(run.path("data", "train.jsonl"))
+    assert len(chosen) == 6 < len(pool)
+    assert {record.key for record in chosen} <= {record.key for record in pool}
+    assert len(pd.read_parquet(run.path("scores.parquet"))) == len(pool)
+    assert [cost.stage for cost in run.costs()].count("choose_examples") == 1
+    again = selectune.resume(run.folder, quiet=True)
+    assert records_from_file(again.path("data", "chosen.jsonl")) == chosen
+    plain = selectune.specialize(str(pool_file), name="plain", quiet=True, **values)
+    assert not Run.open(plain.folder).has("data/chosen.jsonl")
