@@ -48,7 +48,8 @@ class _LogProbability(torch.autograd.Function):
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
         logits, targets, found = ctx.saved_tensors
         gradient = logits.softmax(-1).mul_(-given[:, None].to(logits.dtype))
-        return gradient.scatter_(1, targets[:, None], (-given * found.expm1())[:, None].to(logits.dtype)), None
+        gradient[torch.arange(len(targets), device=targets.device), targets] = (-given * found.expm1()).to(logits.dtype)
+        return gradient, None
 
 
 @dataclass
