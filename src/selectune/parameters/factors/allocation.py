@@ -38,6 +38,20 @@ def best(scores: Tensor, count: int) -> Tensor:
     return torch.cat([above, equal]).sort().values
 
 
+def best_of_rows(scores: Tensor, count: int) -> Tensor:
+    """Return the flat places of the ``count`` highest scores of every row, sorted; ties go to the lower place.
+
+    Args:
+        scores: ``(rows, columns)`` float; not-a-number counts as the lowest. count: at most the number of columns.
+    """
+    width = scores.shape[1]
+    scores = scores.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    limit = scores.kthvalue(width - count + 1, dim=1, keepdim=True).values
+    above, equal = scores > limit, scores == limit
+    room = count - above.sum(1, keepdim=True)
+    return (above | equal & (equal.cumsum(1) <= room)).view(-1).nonzero().squeeze(-1)
+
+
 def apportion(total: int, shares: Sequence[float], most: Sequence[int]) -> list[int]:
     """Split a whole number in proportion to shares, each part at most so much; what is left over goes on to the others.
 

@@ -47,6 +47,7 @@ def gather(
     packed: bool = False,
     loss: Literal["mean", "sum"] = "mean",
     labels: Literal["true", "sampled"] = "true",
+    alter: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> dict[Statistic, dict[str, Tensor]]:
     """Return statistics of the gradient of the loss on some records' responses at the base's weights.
 
@@ -55,12 +56,14 @@ def gather(
         examples: so many of ``records`` (the training records), the first by hash of their content.
         packed: several records a pass; fewer passes, and ``absolute`` and ``squared`` are then of packs.
         loss: of a record: the mean or the sum over its response tokens. labels: as in :func:`each_gradient`.
+        alter: changes a row before it is used.
 
     Returns:
         statistic -> name -> fp32 tensor of the parameter's shape.
     """
     chosen = first(context.train if records is None else records, examples)
     rows = rows_of(context, chosen, packed)
+    rows = rows if alter is None else [alter(row) for row in rows]
     shapes = {name: value.shape for name, value in context.base.model.named_parameters()}
     wanted = list(names)
     totals: dict[Statistic, dict[str, Tensor]] = {

@@ -1,6 +1,7 @@
 """Scores of weights: how much a single entry seems to matter. Written once; methods combine them.
 
-Knows: every score by its name, its formula and what it needs. Does not know: what is done with a score.
+Knows: every score by its name, its formula and what it needs; those that need passes of their own lie beside, one file each
+(``flow.py``, ``shift.py``, ``inputs.py``). Does not know: what is done with a score.
 
 A score is a function ``(context, targets, settings) -> {name: fp32 tensor of the weight's shape}``; higher means chosen sooner.
 ``w`` is a weight, ``g`` the gradient of the mean response loss over the examples, ``g_i`` that of one example.
@@ -8,8 +9,11 @@ A score is a function ``(context, targets, settings) -> {name: fp32 tensor of th
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -32,6 +36,16 @@ class Settings:
     """Training records to score on, the first by hash of their content."""
     rank: int = 16
     """Of the low-rank approximation."""
+    temperature: float = 200.0
+    """Of the gradient that GraSP wants to keep flowing."""
+    shift: float = 0.1
+    """Share of a prompt's tokens that stands for another domain when exchanged, and weight of what changes then: exp(-shift)."""
+    bits: int = 4
+    """Of the rounding whose error is scored."""
+    penalty: float = 0.1
+    """Weight of what general text needs, in the dual importance."""
+    step: float = 0.03
+    """Learning rate of the one plain step that the dual importance imagines."""
 
 
 Scores = dict[str, Tensor]
@@ -51,6 +65,8 @@ def find(name: str) -> Score:
     Raises:
         UserError: there is none.
     """
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"selectune.parameters.factors.{module.name}")
     if name not in SCORES:
         raise UserError(f"unknown score '{name}'{nearest(name, SCORES)}", field="parameters.score",
                         expected=f"one of {', '.join(sorted(SCORES))}")  # fmt: skip
@@ -98,6 +114,12 @@ def low_rank(weight: Tensor, rank: int) -> Tensor:
         return weight
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     return (left[..., :rank] * values[..., None, :rank]) @ right[..., :rank, :]
+
+
+@score
+def signed_gradient(context: Context, targets: Sequence[Target], settings: Settings) -> Scores:
+    """g with its sign: for units whose entries are added up first."""
+    return _mean_gradient(context, targets, settings)
 
 
 @score

@@ -24,7 +24,7 @@ from selectune.parameters.factors.targets import Target
 from selectune.parameters.selection import Part, Selection
 
 Granularity = Literal["element", "row", "column", "square", "head", "channel", "matrix", "block", "expert"]
-Reduction = Literal["mean", "sum", "norm"]
+Reduction = Literal["mean", "absolute_mean", "sum", "norm"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Units:
 
 
 def _reduced(entries: Tensor, how: Reduction) -> Tensor:
+    if how == "absolute_mean":
+        return entries.mean(-1).abs()
     return entries.mean(-1) if how == "mean" else entries.sum(-1) if how == "sum" else entries.norm(dim=-1)
 
 
