@@ -2,7 +2,8 @@
 
 Both run the same lm-eval tasks on the same local files, in one process, in turns. A short sweep finds lm-eval's best setting for
 each task; then both are measured several times. Ours counts everything: its own checks, the fp32 copy, and near-ties in fp32.
-Loading models and files is counted for neither.
+Loading models and files is counted for neither. lm-eval's bf16 answers are not those of fp32, ours are: the sweep's best fp32 setting
+is kept beside.
 
     python -m benchmarks.evaluation_speed --data-root ../shared/data
 """
@@ -30,7 +31,7 @@ from selectune.models.machine import environment
 TASKS: dict[str, tuple[str, int | None, int, int]] = {
     "HellaSwag, 0-shot": ("hellaswag", 0, 200, 12),
     "MMLU computer science, 0-shot": ("mmlu_cs", 0, 60, 3),
-    "MMLU computer science, 5-shot": ("mmlu_cs", 5, 6, 2),
+    "MMLU computer science, 5-shot": ("mmlu_cs", 5, 25, 2),
     "GSM8K answers, 5-shot": ("gsm8k", 5, 4, 0),
     "HellaSwag, 10-shot": ("hellaswag", 10, 12, 4),
 }
@@ -95,22 +96,28 @@ class Bench:
         dtype, size = max(found, key=lambda setting: found[setting])
         return dtype, size, {f"{dtype}, {size}": speed for (dtype, size), speed in found.items()}
 
-    def measure(self, task: str, repeats: int) -> dict[str, Any]:
-        """Find lm-eval's best setting, then measure both in turns."""
+    def measure(self, task: str, repeats: int, swept: dict[str, float] | None = None) -> dict[str, Any]:
+        """Find lm-eval's best setting (in an earlier sweep, if there is one), then measure both in turns."""
         name, few_shot, items, sweep = TASKS[task]
-        dtype, size, settings = self.best_setting(name, few_shot, sweep)
+        if swept:
+            dtype, size = max(swept, key=lambda setting: swept[setting]).split(", ")
+            settings = swept
+        else:
+            dtype, size, settings = self.best_setting(name, few_shot, sweep)
         ours: list[float] = []
         theirs = [] if sweep else [settings[f"{dtype}, {size}"]]
         for _ in range(repeats):
             speed, count, again = self.ours(name, few_shot, items)
             ours.append(speed)
             if sweep:
-                theirs.append(self.theirs(name, few_shot, items, dtype, size))
+                theirs.append(self.theirs(name, few_shot, items, dtype, int(size)))
         ratios = [a / b for a, b in zip(ours, theirs * (repeats if len(theirs) == 1 else 1), strict=True)]
+        equal = max(speed for setting, speed in settings.items() if setting.startswith("fp32"))
         return {
             "task": task, "items": count, "decided_again_in_fp32": again, "ours": ours, "lm_eval": theirs,
             "lm_eval_setting": f"{dtype}, batch size {size}", "sweep": settings,
             "ratio": statistics.median(ratios), "ratios": ratios,
+            "lm_eval_fp32": equal, "ratio_to_fp32": statistics.median(ours) / equal,
         }  # fmt: skip
 
 
@@ -135,16 +142,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[task for task in TASKS if task not in OPTIONAL])
     parser.add_argument("--busy", action="store_true", help="measure although another process keeps a core busy")
+    parser.add_argument("--swept", action="store_true", help="take lm-eval's best settings from the sweep in the output file")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "evaluation_speed.json")
     arguments = parser.parse_args()
     other = busy_process()
     if other and not arguments.busy:
         sys.exit(f"another process keeps a core busy: {other}. Wait for it, or measure anyway with --busy.")
     bench = Bench(load_base(arguments.base), arguments.data_root)
-    found: list[dict[str, Any]] = []
+    before = json.loads(arguments.output.read_text(encoding="utf-8"))["tasks"] if arguments.output.exists() else []
+    sweeps = {row["task"]: row["sweep"] for row in before} if arguments.swept else {}
+    found = [row for row in before if row["task"] not in arguments.tasks]
     for task in arguments.tasks:
         print(task, file=sys.stderr, flush=True)
-        found.append(bench.measure(task, arguments.repeats))
+        found.append(bench.measure(task, arguments.repeats, sweeps.get(task)))
         result = {"base": arguments.base, "busy": other, "environment": environment(), "tasks": found}
         arguments.output.parent.mkdir(exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-STANDARD_DEVIATIONS = 6.0
+STANDARD_DEVIATIONS = 5.0
 """A decision is a near-tie when it is closer than this many standard deviations of the noise."""
 PROBES = 12
 """Questions of a kind that are decided again whatever they look like, the closest ones."""
