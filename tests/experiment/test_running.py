@@ -167,7 +167,7 @@ def test_mistakes_are_told(tmp_path, llama_folder):
         selectune.experiment(file, only="gradent")
     with pytest.raises(UserError, match="nothing was run yet"):
         selectune.experiment(file, page_only=True)
-    missing = write(tmp_path, llama_folder, tasks={"lamps": {"train": "nothing.jsonl"}})
+    missing = write(tmp_path, llama_folder, "missing.yaml", tasks={"lamps": {"train": "nothing.jsonl"}})
     with pytest.raises(UserError, match=r"nothing\.jsonl"):
         selectune.experiment(missing, quiet=True)
     page = selectune.experiment(file, minutes=0, quiet=True)

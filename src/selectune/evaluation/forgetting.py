@@ -7,12 +7,12 @@ would say the same token. Does not know: which drift is too much.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from selectune.data.chat import Encoder
+from selectune.data.chat import Encoded, Encoder
 from selectune.data.records import Message, Record
 from selectune.evaluation.scorer import Scorer
 from selectune.models.head import SplitModel
@@ -47,11 +47,10 @@ def measure_forgetting(
         results.append(_benchmark("cross_entropy", False, items))
     encoder = Encoder(tokenizer, max_length=1024)
     divergences, agreements, perfect, zero = [], [], [], []
-    for prompt in prompts:
-        messages = (Message("user", prompt.prompt), Message("assistant", prompt.response))
-        piece = encoder.encode(Record("chat", messages))[0]
-        ids, labels = torch.tensor(piece.input_ids), torch.tensor(piece.labels)
-        divergence, agreement = _compare(base_model, specialist_model, ids, labels, bfloat16)
+    conversations = [(Message("user", prompt.prompt), Message("assistant", prompt.response)) for prompt in prompts]
+    pieces = [encoder.encode(Record("chat", messages))[0] for messages in conversations]
+    compared = [pair for row in _rows(pieces) for pair in _compare(base_model, specialist_model, row, bfloat16)]
+    for prompt, (divergence, agreement) in zip(prompts, compared, strict=True):
         shown = {"id": prompt.id, "prompt": prompt.prompt[:200]}
         divergences.append(Item(value=divergence, **shown))
         agreements.append(Item(value=agreement, **shown))
@@ -62,18 +61,37 @@ def measure_forgetting(
     return before, after
 
 
+def _rows(pieces: list[Encoded], limit: int = 512) -> Iterator[list[Encoded]]:
+    """Yield conversations in order, as many at a time as fit into so many tokens."""
+    row: list[Encoded] = []
+    for piece in pieces:
+        if row and sum(len(one.input_ids) for one in row) + len(piece.input_ids) > limit:
+            yield row
+            row = []
+        row.append(piece)
+    if row:
+        yield row
+
+
 @torch.no_grad()
-def _compare(base: Any, specialist: Any, ids: Tensor, labels: Tensor, bfloat16: bool) -> tuple[float, float]:
-    """Return mean KL(base || specialist) and top-1 agreement over the response positions of one conversation."""
-    kept = (labels[1:] != -100).nonzero().squeeze(-1)
+def _compare(base: Any, specialist: Any, row: list[Encoded], bfloat16: bool) -> list[tuple[float, float]]:
+    """Return mean KL(base || specialist) and top-1 agreement over the response positions of each conversation of a row."""
+    ids = torch.tensor([token for piece in row for token in piece.input_ids])
+    places = torch.cat([torch.arange(len(piece.input_ids)) for piece in row])  # restarted: conversations do not see each other
+    learnt = torch.tensor([label != -100 for piece in row for label in [*piece.labels[1:], -100]])
+    owners = torch.tensor([number for number, piece in enumerate(row) for _ in piece.input_ids])[learnt]
     found = []
     for model in (base, specialist):
         split = SplitModel(model)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=bfloat16):
-            found.append(split.logits(split.hidden(input_ids=ids[None])[0, kept]).float().log_softmax(-1))
+            hidden = split.hidden(input_ids=ids[None], position_ids=places[None])
+            found.append(split.logits(hidden[0, learnt]).float().log_softmax(-1))
     ours, theirs = found
-    divergence = (ours.exp() * (ours - theirs)).sum(-1).mean()
-    return max(float(divergence), 0.0), float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
+    divergence = (ours.exp() * (ours - theirs)).sum(-1)
+    same = (ours.argmax(-1) == theirs.argmax(-1)).float()
+    return [
+        (max(float(divergence[owners == number].mean()), 0.0), float(same[owners == number].mean())) for number in range(len(row))
+    ]
 
 
 def _benchmark(measure: str, higher: bool, items: list[Item]) -> Benchmark:

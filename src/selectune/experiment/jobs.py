@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from selectune.errors import UserError
 from selectune.experiment.budget import Fitted, fit_knob, fit_rank
-from selectune.experiment.protocol import Task
+from selectune.experiment.protocol import ENDLESS, Task
 from selectune.experiment.store import Choice, Measured, Piece, Trial
 from selectune.meter import Meter
 from selectune.pipeline import Chain
@@ -101,6 +101,9 @@ def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> T
     """Train at one learning rate; the specialist stays in ``room`` and what only a resumed training needs is removed."""
     run = open_run(room, recipe, data)
     _link(chosen, run.path(CHOSEN))
+    settings = recipe.training
+    if settings.epochs == ENDLESS and settings.micro_batch_sequences != "auto":  # nothing is left to be planned
+        run.write("plan.json", {"steps": settings.max_steps, "micro_batch_sequences": settings.micro_batch_sequences})
     chain = Chain(run, recipe, quiet=True, loaded=base)
     chain.train()
     steps, loss, step_seconds = _result(run)

@@ -117,7 +117,7 @@ class Task(DataRecipe):
     def data(self, root: str | None, max_length: int) -> DataRecipe:
         """Return the data section of its recipes, with paths under ``root``."""
         values = {key: getattr(self, key) for key in DataRecipe.model_fields}
-        for key in ("train", "test"):
+        for key in ("train", "test", "target"):
             values[key] = _under(root, values[key])
         return DataRecipe(**values | {"max_length": self.max_length or max_length})
 
