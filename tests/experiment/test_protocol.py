@@ -113,6 +113,8 @@ def test_a_rank_is_the_largest_that_fits(llama_folder):
         fitted = fit_rank(form, base, everything, entries)
         assert fitted.rank == rank and fitted.count(base, everything) == rank * each
         assert fitted.alpha == 2 * rank
+    described = catalogue.create("adapters", form.describe())
+    assert fit_rank(described, base, everything, 3 * each).alpha == 6
 
 
 def test_a_short_name_is_a_way_of_choosing_or_a_form():

@@ -62,7 +62,7 @@ def test_budgets_are_exact_or_marked(finished):
     assert found["full_fine_tuning", 0]["entries"] > 100_000
     lora = found["lora", 0]
     rank = lora["recipe"]["form"]["rank"]
-    assert rank == max(1, 2000 // (lora["entries"] // rank))
+    assert rank == max(1, 2000 // (lora["entries"] // rank)) and lora["recipe"]["form"]["alpha"] == 2 * rank
     blocks = found["two blocks", 0]
     assert blocks["recipe"]["parameters"]["k"] == 2 and f"{blocks['entries']:,} ‡" in page
     assert "| gradient | 2,000 |" in page

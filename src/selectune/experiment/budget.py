@@ -103,6 +103,6 @@ def fit_rank(form: Any, base: Base, selection: Selection, entries: int) -> Any:
     one, two = (form.model_copy(update={"rank": rank}).count(base, selection) for rank in (1, 2))
     rank = max(1, 1 + (entries - one) // (two - one))
     changed = {"rank": rank}
-    if hasattr(form, "alpha") and "alpha" not in form.model_fields_set:
+    if "alpha" in type(form).model_fields:
         changed["alpha"] = form.alpha * rank / form.rank
     return type(form)(**{**form.model_dump(), **changed})

@@ -29,7 +29,7 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, once in every forked process
     try:
         protocol = load(file)
-        protocol.data_root = options["data_root"] or protocol.data_root
+        protocol = protocol.model_copy(update={"data_root": options["data_root"] or protocol.data_root})
         runner = Runner(protocol, options["only"], options["task"], options["minutes"], options["quiet"])
         status = 0
         if not options["page_only"]:
