@@ -149,12 +149,23 @@ def test_writing_removes_what_is_gone_and_nothing_by_other_hands(tmp_path):
 def test_evidence_is_read_as_far_as_it_is_understood(tmp_path):
     file = tmp_path / "parameters.json"
     file.write_text(json.dumps({
-        "rows": [{"method": "fisher_blocks", "evidence": "Gains 3 points more than random blocks."},
-                 {"method": {"method": "norms"}, "text": "As good as everything.", "outcome": "not reproduced"},
-                 {"method": "lora", "gain": 3}, {"other": [1, None, "x"]}],
+        "claims": [
+            {"method": "fisher_blocks", "claim": "Better than chance.", "verdict": "reproduced", "intervals": {"gain": [0.01, 0.02, 0.03]}},
+            {"method": "our norms", "claim": "As good as everything", "verdict": "not run", "intervals": {}},
+        ],
+        "cells": [
+            {"method": "our norms", "task": "law", "recipe": {"parameters": {"method": "norms"}}},
+            {"method": "last_blocks", "task": "law", "recipe": {"parameters": "last_blocks:k=2"}},
+            {"method": "last_blocks", "task": "birds", "recipe": {}},
+            {"method": "first_blocks", "task": "law", "failed": "no memory"},
+        ],
     }))  # fmt: skip
-    found = shown.evidence_of(file)
-    assert found == {"fisher_blocks": ["Gains 3 points more than random blocks."],
-                     "norms": ["As good as everything: not reproduced."], "lora": ["measured."]}  # fmt: skip
-    assert "**Measured here.** Gains 3 points more" in shown.pages(file)["blocks.md"]
+    assert shown.evidence_of(file) == {
+        "fisher_blocks": ["Better than chance: reproduced (gain +0.020 [+0.010, +0.030])."],
+        "norms": ["As good as everything: not run."],
+        "last_blocks": ["measured on birds, law; no claim is decided."],
+    }
+    assert "Better than chance: reproduced" in shown.pages(file)["blocks.md"]
+    file.write_text("{}")
+    assert shown.evidence_of(file) == {}
     assert shown.evidence_of(tmp_path / "none.json") == {} == shown.evidence_of(None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ FAMILIES = {
     "policies": "What happens between two steps: selections that are made again, weights that are frozen or averaged.",
 }
 """What the methods of a family have in common."""
+MEASURED = "../../benchmarks/results/parameters.md"
 WRITTEN = "<!-- Written by `make docs` from the classes of the catalogue. Do not edit. -->"
 INDEX = """
 A specialisation answers one question per axis, and a method is one answer. `selectune methods` lists them in the terminal,
@@ -228,32 +228,37 @@ def write_pages(folder: Path, evidence: Path | None = None) -> list[Path]:
 
 
 def evidence_of(file: Path | None) -> dict[str, list[str]]:
-    """Return what an experiment found, as sentences by method.
+    """Return what an experiment found, as sentences by method of the catalogue.
 
-    Read tolerantly: of any object in the file that names a ``method``, a sentence under ``evidence`` is taken, or a claim with its
-    outcome; a method that was only measured is said to be.
+    Read tolerantly, since the file is another stage's: the outcome of each claim, and for what was measured without one, on which
+    tasks. A line of the experiment that is no method's name counts for the method that chose its weights.
     """
     if file is None or not file.is_file():
         return {}
-    found: dict[str, dict[str, None]] = {}
-    for node in _objects(json.loads(file.read_text(encoding="utf-8"))):
-        name = node.get("method")
-        name = name.get("method") if isinstance(name, dict) else name
-        if isinstance(name, str):
-            said = found.setdefault(name, {})
-            claim, outcome = node.get("text") or node.get("claim"), node.get("outcome") or node.get("verdict")
-            if isinstance(node.get("evidence"), str):
-                said[node["evidence"]] = None
-            elif isinstance(claim, str) and isinstance(outcome, str):
-                said[f"{claim.rstrip('.')}: {outcome}."] = None
-    return {name: list(said) or ["measured."] for name, said in found.items()}
+    result = json.loads(file.read_text(encoding="utf-8"))
+    known = {name for axis in catalogue.AXES for name in catalogue.methods(axis)}
+    cells = [cell for cell in result.get("cells", []) if not cell.get("failed")]
+    chosen_by = {cell.get("method"): _named(cell.get("recipe", {}).get("parameters")) for cell in cells}
+    found: dict[str, list[str]] = {}
+    for claim in result.get("claims", []):
+        line = claim.get("method", "")
+        intervals = (
+            f"{on} {mean:+.3f} [{low:+.3f}, {high:+.3f}]" for on, (low, mean, high) in claim.get("intervals", {}).items()
+        )
+        shown = f" ({'; '.join(intervals)})" if claim.get("intervals") else ""
+        sentence = f"{str(claim.get('claim', '')).rstrip('.')}: {claim.get('verdict', 'not decided')}{shown}."
+        found.setdefault(line if line in known else chosen_by.get(line) or line, []).append(sentence)
+    for line, by in chosen_by.items():
+        name = line if line in known else by
+        if name in known and name not in found:
+            tasks = sorted({cell.get("task", "?") for cell in cells if cell.get("method") == line})
+            found[name] = [f"measured on {', '.join(tasks)}; no claim is decided."]
+    return found
 
 
-def _objects(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        yield node
-    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _objects(inner)
+def _named(choice: Any) -> str | None:
+    """Return the method's name in what a recipe says of it."""
+    return choice.get("method") if isinstance(choice, dict) else choice.partition(":")[0] if isinstance(choice, str) else None
 
 
 def _index(by_family: dict[str, list[type[Method]]]) -> str:
@@ -283,7 +288,7 @@ def _page(name: str, methods: list[type[Method]], evidence: dict[str, list[str]]
         if method.departs:
             lines += ["", f"**Departs.** {' '.join(method.departs.split())}"]
         for sentence in evidence.get(method.name, []):
-            lines += ["", f"**Measured here.** {sentence}"]
+            lines += ["", f"**[Measured here]({MEASURED}).** {sentence}"]
         rows = hypers(method)
         if rows:
             lines += ["", "| hyper-parameter | type | default | meaning |", "|---|---|---|---|"]

@@ -72,8 +72,8 @@ class Layout:
         return cls(cells, max(blocks or 0, last + 1))
 
     def matrices(self) -> list[str]:
-        """Return the matrices that are touched in some block, in the order in which a block lists them."""
-        return list(dict.fromkeys(matrix for block, matrix in self.cells if block is not None))
+        """Return the matrices that are touched in some block, by name."""
+        return sorted({matrix for block, matrix in self.cells if block is not None})
 
     def shares(self) -> list[list[float]]:
         """Return the share of each matrix (column) of each block (row)."""
@@ -83,7 +83,7 @@ class Layout:
     def rows(self) -> list[tuple[str, Cell]]:
         """Return each matrix over all blocks that it is touched in, then the parameters outside of the blocks."""
         together: dict[str, Cell] = {}
-        for (_, matrix), cell in sorted(self.cells.items(), key=lambda item: item[0][0] is None):
+        for (_, matrix), cell in sorted(self.cells.items(), key=lambda item: (item[0][0] is None, item[0][1])):
             together.setdefault(matrix, Cell()).add(cell.chosen, cell.size, cell.forms)
         return list(together.items())
 
@@ -147,7 +147,12 @@ def show_selection(
         for first, last, row in _runs(layout.shares()):
             table.add_row(str(first) if first == last else f"{first}-{last}", *map(_shade, row))
         console.print(table)
-    counts = Table(title="Entries", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    counts = Table(
+        title="Entries, by matrix over the blocks that it is touched in",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in ("matrix", "chosen", "of", "share", "as"):
         counts.add_column(column, justify="left" if column in ("matrix", "as") else "right")
     for name, cell in layout.rows():
