@@ -16,6 +16,9 @@ SETTINGS: dict[str, dict] = {
     "importance_sampling": {"every": 2, "examples": 2, "active": 0.5, "strength": 0.0},
     "half": {"every": 2},
     "refresh": {"parameters": "lift:rank=4", "every": 2},
+    "zeroth_order": {"sparsity": 0.5},
+    "private": {"noise": 0.5},
+    "bursts": {"every": 2, "steps": 2, "buffer": 4, "share": 0.2},
 }
 """What a policy needs to be tried in six steps."""
 NEUTRAL: dict[str, dict] = {
@@ -27,9 +30,14 @@ NEUTRAL: dict[str, dict] = {
     "importance_sampling": {"active": 1.0},
     "half": {"share": 1.0},
     "refresh": {"every": 7},
+    "sharpness": {"radius": 0.0},
+    "bursts": {"steps": 0},
+    "replay": {},
 }
 """Settings with which a policy is plain training."""
-POLICIES = [name for name in catalogue.methods("policies") if name != "none"]
+ON_ADAPTERS = {"roselora", "fslora", "snella"}
+"""Policies that act on adapters alone; their contract is in test_low_rank.py, tests/adapters/test_snella.py, ..."""
+POLICIES = [name for name in catalogue.methods("policies") if name not in {"none", *ON_ADAPTERS}]
 
 
 def values(name, neutral=False):

@@ -103,7 +103,7 @@ class SelectiveTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         policy = self._acting.policy
-        if policy.steps_optimiser:
+        if not policy.own_gradients:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             model.train()
@@ -322,7 +322,8 @@ def train(
     try:
         with EndAtStep() as interruption:
             whole = LossOfModel(model, objective, bfloat16)
-            acting = Acting(policy, Stage(whole, seed, steps, meter, train_data, context))
+            stage = Stage(whole, seed, steps, meter, train_data, context, recipe.batch_sequences)
+            acting = Acting(policy, stage)
             trainer = SelectiveTrainer(
                 whole,
                 f"{learning_rate:g}",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import zlib
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -46,12 +46,15 @@ class Stage:
     Args:
         whole: the model with its loss. seed: the run's. steps: optimiser steps in the run. meter: what counts the cost.
         rows: the packed training sequences. context: base, encoder and records, for policies that choose anew.
+        batch_sequences: sequences in a batch.
     """
 
     def __init__(
-        self, whole: LossOfModel, seed: int, steps: int, meter: Meter, rows: list[Batch], context: Context | None = None
-    ) -> None:
+        self, whole: LossOfModel, seed: int, steps: int, meter: Meter, rows: list[Batch], context: Context | None = None,
+        batch_sequences: int = 1,
+    ) -> None:  # fmt: skip
         self.whole, self.seed, self.steps, self.meter, self.rows, self.context = whole, seed, steps, meter, rows, context
+        self.batch_sequences = batch_sequences
         self.anatomy = Anatomy.of(whole.causal)
         self.optimiser: Any = None
         self.step = 0
@@ -87,10 +90,9 @@ class Stage:
         found = parts(self.whole.model)
         self.parts: dict[str, Part] = {name.removeprefix("base_model.model."): part for name, part in found.items()}
 
-    def generator(self, purpose: str = "", step: int | None = None) -> torch.Generator:
+    def generator(self, purpose: str = "", device: Any = "cpu") -> torch.Generator:
         """Return a source of random numbers: the same for the same run, purpose and step, in every process."""
-        step = self.step if step is None else step
-        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{step}/{purpose}".encode()))
+        return torch.Generator(device).manual_seed(zlib.crc32(f"{self.seed}/{self.step}/{purpose}".encode()))
 
     def gradients(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Return name, parameter and gradient of all that has one."""
@@ -110,10 +112,10 @@ class Stage:
         total: Tensor = self.whole(**batch)
         return total / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
 
-    def gradient(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the gradient of :meth:`mean_loss` by name; the gradients of the step stay as they are."""
+    def gradient(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the gradient of :meth:`mean_loss` by name, of some or of all that trains; those of the step stay as they are."""
         with torch.enable_grad():
-            values = {name: value for name, value in self.parameters.items() if value.requires_grad}
+            values = {n: v for n, v in self.parameters.items() if v.requires_grad and (names is None or n in names)}
             found = torch.autograd.grad(self.mean_loss(batch), list(values.values()), allow_unused=True)
         return {name: gradient for name, gradient in zip(values, found, strict=True) if gradient is not None}
 
@@ -194,8 +196,8 @@ class Policy(Method, ABC):
     axis: ClassVar[str] = "policies"
     acts: ClassVar[bool] = True
     """Whether gradients or updates are looked at: a parameter can then not step, and its gradient be freed, in the backward pass."""
-    steps_optimiser: ClassVar[bool] = True
-    """Whether losses have gradients and the optimiser steps; else all is done by the policy."""
+    own_gradients: ClassVar[bool] = False
+    """Whether the policy makes the gradients, or the whole update, itself; losses are then asked for without a graph."""
     changes_what_trains: ClassVar[bool] = False
     """Whether what trains, or what goes into the blocks, changes: nothing can then be remembered of the frozen beginning."""
 
