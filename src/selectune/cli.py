@@ -50,6 +50,9 @@ Parameters = Annotated[
 Examples = Annotated[
     str | None, typer.Option(help="Which records: all, longest:fraction=0.2, ... See selectune methods examples.")
 ]
+Policy = Annotated[
+    str | None, typer.Option(help="What acts while it trains: gradient_mask:keep=0.2, ... See selectune methods policies.")
+]
 Benchmarks = Annotated[str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder with local copies of the benchmarks.")]
 Items = Annotated[int | None, typer.Option(help="Items of each benchmark.")]
@@ -75,6 +78,7 @@ def specialize(
     form: Form = None,
     parameters: Parameters = None,
     examples: Examples = None,
+    policy: Policy = None,
     benchmarks: Benchmarks = None,
     data_root: DataRoot = None,
     items: Items = None,
@@ -112,6 +116,7 @@ def plan(
     form: Form = None,
     parameters: Parameters = None,
     examples: Examples = None,
+    policy: Policy = None,
     benchmarks: Benchmarks = None,
     data_root: DataRoot = None,
     items: Items = None,
@@ -168,7 +173,7 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-_TOP = ("base", "examples", "form", "parameters", "output", "name", "seed", "trust_remote_code")
+_TOP = ("base", "examples", "form", "parameters", "policy", "output", "name", "seed", "trust_remote_code")
 _SECTIONS = {
     "data": ("test", "columns", "limit"),
     "training": ("epochs", "learning_rate"),
