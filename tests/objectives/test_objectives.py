@@ -148,3 +148,13 @@ def test_the_anchor_is_the_untrained_base(form, llama_folder):
     ours, base_says = (s.logits(s.hidden(input_ids=ids))[0, :-1].log_softmax(-1) for s in (split, theirs))
     divergence = (base_says.exp() * (base_says - ours)).sum()
     assert torch.allclose(anchored(**inputs), plain(**inputs) + 5 * divergence, rtol=1e-4)
+
+
+def test_where_the_model_is_sure_the_gradient_of_bf16_logits_is_that_of_fp32_sums():
+    logits = torch.zeros(3, 50, dtype=torch.bfloat16)
+    logits[:, 7] = torch.tensor([8.0, 12.0, 16.0])
+    given, exact = logits.clone().requires_grad_(True), logits.float().requires_grad_(True)
+    targets = torch.tensor([7, 7, 7])
+    (-module.Predictions(given, targets).log_probability).sum().backward()
+    torch.nn.functional.cross_entropy(exact, targets, reduction="sum").backward()
+    assert torch.allclose(given.grad.float(), exact.grad, rtol=1e-2, atol=0)

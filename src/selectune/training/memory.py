@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from selectune.errors import UserError
 from selectune.models.anatomy import Anatomy
 from selectune.models.attention import attend_by_record, record_spans
+from selectune.models.gated import short_gated_units
 from selectune.models.head import SplitModel
+from selectune.models.norms import short_norms
+from selectune.models.recomputed import recomputing
 from selectune.objectives.objective import CHUNK
 from selectune.recipe import BudgetRecipe, TrainingRecipe
 from selectune.training.allocator import give_back_freed_memory
@@ -30,8 +33,8 @@ PROCESS = 850 << 20
 """The interpreter and the libraries, with what they keep between steps."""
 STATES = {"adamw": 8.0, "adamw_8bit": 2.0, "adafactor": 0.1, "lion": 4.0, "lion_8bit": 1.0, "sgd": 0.0}
 """Bytes that an optimiser keeps for each trained weight."""
-LOGITS = 16
-"""Bytes for each logit of a chunk: logits, log-probabilities and gradients, twice in fp32 and twice and more in bf16."""
+LOGITS = 8
+"""Bytes for each logit of a chunk: logits and gradients in bf16, and as much for the head's weight laid out anew in the products."""
 HEAP = 1.25
 """Memory that activations take for each byte of them: what is freed between larger tensors lies idle."""
 LORA_RANK = 16
@@ -232,18 +235,22 @@ def _saved(
     batch = {key: torch.stack([row[key] for row in batch_rows]).to(device) for key in ("input_ids", "position_ids", "labels")}
     storages: dict[int, int] = {}
 
-    def note(value: Tensor) -> Tensor:
+    def note(value: Tensor) -> None:
         storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in own:  # it is kept alive, so that no address comes twice
             storages[storage.data_ptr()] = storage.nbytes()
-        return value.detach()  # kept alive, so that no address comes twice, and without a way back to the graph that keeps it
 
-    with _training(split.causal), attend_by_record(split.causal, rows) as by_record:
+    with (
+        _training(split.causal),
+        attend_by_record(split.causal, rows) as by_record,
+        short_norms(split.causal),
+        short_gated_units(split.causal),
+    ):
         records = {"records": record_spans(batch["position_ids"], batch["labels"])} if by_record else {}
         with (
             torch.random.fork_rng(devices=[]),
             torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
-            torch.autograd.graph.saved_tensors_hooks(note, lambda value: value),
+            recomputing(note),
         ):
             hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **records)
     del hidden

@@ -146,8 +146,9 @@ def calibrate(
 ) -> Calibration:
     """Run a few steps of the real trainer at a learning rate of zero, and time their parts; the weights stay as they were.
 
-    A step here has at most two passes and the sequences are a sample, evenly spread. The first step warms up; then come steps over
-    sequences that are new and, where the frozen beginning is kept, over known ones; an evaluation of each kind; one checkpoint.
+    A step here has at most two passes and the sequences are a sample, evenly spread, as many as there may be steps over new ones: sizes of
+    records that no step has met take longer. The first step warms up; then come steps over sequences that are new and, where the
+    frozen beginning is kept, over known ones; an evaluation of each kind; one checkpoint.
 
     Args:
         model: ready to train. train_rows, dev_rows: packed. recipe: with a number of ``micro_batch_sequences``.
@@ -159,11 +160,13 @@ def calibrate(
     short = recipe.model_copy(
         update={"batch_sequences": batch, "evaluations": 0, "save_steps": None, "save_minutes": None, "report_to": []}
     )
-    rows, dev = _spread(train_rows, 2 * batch), _spread(dev_rows, 2 * micro) if recipe.evaluations else []
+    kept = remembers(model, recipe, [len(row["input_ids"]) for row in train_rows])
+    rows = _spread(train_rows, (MOST_STEPS // 2 if kept else MOST_STEPS) * batch)
+    dev = _spread(dev_rows, 2 * micro) if recipe.evaluations else []
     lengths = [len(row["input_ids"]) for row in rows]
-    kept = remembers(model, recipe, lengths)
     room = len(rows) + len(dev) if kept else 0
-    watch = _Watch(kept, bool(dev), seconds)
+    least = math.ceil(len(rows) / batch) + 2 if kept else 2
+    watch = _Watch(kept, bool(dev), seconds, least)
     for left in folder.glob(".calibration-*"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as name, Meter("calibration") as meter:
@@ -418,6 +421,8 @@ class _Watch(TrainerCallback):
     remembers: bool
     evaluates: bool
     seconds: float
+    least: int
+    """Steps until each kind was seen."""
     steps: list[_Step] = field(default_factory=list)
     evaluations: list[float] = field(default_factory=list)
     checkpoint: float = 0.0
@@ -432,7 +437,7 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps.append(_Step(self._passes, self._lap()))
         done = len(self.steps)
-        enough = done >= (4 if self.remembers else 2)
+        enough = done >= self.least
         enough = enough and (time.perf_counter() - self.begin >= self.seconds or done >= MOST_STEPS)
         control.should_evaluate = self.evaluates and done in ((2, 3) if self.remembers else (2,))
         control.should_save = control.should_training_stop = enough
