@@ -7,6 +7,7 @@ measured from the same beginning. Does not know: what a piece does, or what its 
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import time
@@ -28,6 +29,16 @@ from selectune.experiment.protocol import Protocol
 from selectune.experiment.store import Choice, Measured, Piece, Store, Trial
 from selectune.models import bf16_is_fast, environment, load_base
 from selectune.run import write_atomically
+
+_OF_EVERY_PIECE = (
+    "peft",
+    "accelerate",
+    "transformers.models.auto.modeling_auto",
+    "selectune.evaluation",
+    "selectune.adapters",
+    "selectune.parameters",
+)
+"""Modules that would be imported again in every forked process."""
 
 
 class Runner:
@@ -65,6 +76,8 @@ class Runner:
         """
         with alone(self.store.folder), self._signals():
             torch.set_num_threads(1)  # until a piece is forked
+            for name in _OF_EVERY_PIECE:
+                importlib.import_module(name)
             facts = self._load()
             plan = Plan(self.protocol, facts, self.store)
             for name in self.protocol.tasks:
