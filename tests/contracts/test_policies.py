@@ -35,7 +35,7 @@ NEUTRAL: dict[str, dict] = {
     "replay": {},
 }
 """Settings with which a policy is plain training."""
-ON_ADAPTERS = {"roselora", "fslora", "snella"}
+ON_ADAPTERS = {"roselora", "fslora", "snella", "sparse_lora", "first"}
 """Policies that act on adapters alone; their contract is in test_low_rank.py, tests/adapters/test_snella.py, ..."""
 POLICIES = [name for name in catalogue.methods("policies") if name not in {"none", *ON_ADAPTERS}]
 

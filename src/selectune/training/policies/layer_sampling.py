@@ -50,18 +50,17 @@ class LayerSampling(Sampled):
     def importance(self, stage: Stage, present: list[int]) -> torch.Tensor:
         """Return the importance of each block that trains, ``(blocks,)`` fp32."""
         stage.train_only()
-        sums: dict[str, torch.Tensor] = {}
+        means: dict[str, torch.Tensor] = {}
         squares = dict.fromkeys(present, 0.0)
         batches = stage.sample(self.examples, "importance")
         for batch in batches:
             for name, gradient in stage.gradient(batch).items():
                 block = stage.block(name)
-                if block is None:
-                    continue
-                squares[block] += float(gradient.pow(2).sum())
-                if self.by == "gradient_norm":
-                    sums[name] = sums[name].add_(gradient) if name in sums else gradient
-        if self.by == "gradient_norm":
-            squares = {block: sum(float(v.pow(2).sum()) for n, v in sums.items() if stage.block(n) == block) for block in present}
-            return torch.tensor([squares[block] ** 0.5 for block in present]).clamp(min=1e-30) / len(batches)
-        return torch.tensor([squares[block] for block in present]).clamp(min=1e-30) / len(batches)
+                if block is not None and self.by == "fisher":
+                    squares[block] += float(gradient.pow(2).sum())
+                elif block is not None:
+                    means[name] = means[name].add_(gradient) if name in means else gradient
+        for name, gradient in means.items():
+            squares[stage.block(name) or 0] += float(gradient.pow(2).sum())
+        found = torch.tensor([squares[block] for block in present]).clamp(min=1e-30)
+        return (found if self.by == "fisher" else found.sqrt()) / len(batches)
