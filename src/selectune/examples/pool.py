@@ -79,6 +79,24 @@ class Pool:
                 known[key] = sum(sum(label != -100 for label in piece.labels[1:]) for piece in self.encoder.encode(record))
         return np.array([known[key] for key in self.keys], dtype=np.int64)
 
+    def context(self, records: Sequence[Record] | None = None) -> Any:
+        """Return what a trial of training asks for (see :mod:`selectune.parameters.factors.trial`), over some records."""
+        from selectune.parameters import Context
+
+        train = list(self.records if records is None else records)
+        return Context(
+            self.base, self.encoder, train, list(self.target), self.torch_generator(), self.meter, self.bfloat16, self.quiet
+        )
+
+    def worker(self, model: Any = None) -> Any:
+        """Return what measures records with the base, or with a model that was trained from it."""
+        import dataclasses
+
+        from selectune.examples.factors.signals import Worker
+
+        base = self.base if model is None else dataclasses.replace(self.base, model=model)
+        return Worker(base, self.encoder, self.bfloat16, self.seed, self.meter)
+
     def generator(self, purpose: str = "") -> np.random.Generator:
         """Return a generator that depends on the seed and a purpose only."""
         return np.random.default_rng([self.seed, *purpose.encode()])

@@ -1,0 +1,36 @@
+"""Optimal transport between two sets of records.
+
+Knows: the dual potentials of entropic transport with uniform masses (through POT, in the logarithmic domain), and the gradient of its cost
+in the mass of each record. Does not know: where costs come from.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def potentials(costs: Array, regularisation: float, steps: int = 5000, tolerance: float = 1e-6) -> tuple[Array, Array]:
+    """Return the dual potentials ``(n,)`` and ``(m,)`` of entropic transport between uniform masses.
+
+    Args:
+        costs: ``(n, m)``. regularisation: the entropy's weight, in the costs' unit. tolerance: of the marginals.
+    """
+    import ot
+
+    masses = (np.full(costs.shape[0], 1 / costs.shape[0]), np.full(costs.shape[1], 1 / costs.shape[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of slow convergence: the gradient's order is all that is used of it
+        _, log = ot.bregman.sinkhorn_log(*masses, costs, regularisation, numItermax=steps, stopThr=tolerance, log=True)
+    return regularisation * np.asarray(log["log_u"]), regularisation * np.asarray(log["log_v"])
+
+
+def calibrated_gradient(source: Array) -> Array:
+    """Return how the cost changes when a record gains mass that all others lose evenly: ``f_i - mean of the others``; ``(n,)``."""
+    count = len(source)
+    if count < 2:
+        return np.zeros(count)
+    return source - (source.sum() - source) / (count - 1)

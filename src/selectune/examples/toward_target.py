@@ -1,0 +1,188 @@
+"""Toward a target: records that make its distribution, its prompts or its tasks better served.
+
+Knows: the gradient of optimal transport (GOT-D), the uncertainty that is left at a prompt (SIFT), balanced influence on several tasks (BIDS), and
+the plain nearest records that all of them should beat. Does not know: how records are measured.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from selectune.examples.diverse import Embedded
+from selectune.examples.factors.signals import GradientSketch
+from selectune.examples.factors.store import measure
+from selectune.examples.factors.strata import k_means
+from selectune.examples.factors.transport import calibrated_gradient, potentials
+from selectune.examples.method import Array, Choice, ExampleMethod, ranked
+from selectune.examples.pool import Pool
+
+
+class Nearest(Embedded):
+    """The records most like one of the target's."""
+
+    name: ClassVar[str] = "nearest"
+    family: ClassVar[str] = "target"
+    summary: ClassVar[str] = "Control: the records whose vectors lie nearest to one of the target's."
+    needs_target: ClassVar[bool] = True
+
+    def choose(self, pool: Pool) -> Choice:
+        likeness = (self.embed(pool) @ measure(pool, self.signal(), pool.target).T).max(1)
+        return Choice(self.fill(pool, ranked(pool, likeness)), {"likeness": likeness})
+
+
+class TransportGradient(Embedded):
+    """The records whose weight in the pool, if it grew, would bring the pool nearest to the target."""
+
+    name: ClassVar[str] = "got_d"
+    family: ClassVar[str] = "target"
+    paper: ClassVar[str] = (
+        "Get more for less: Principled Data Selection for Warming Up Fine-Tuning in LLMs, ICLR 2024, arXiv 2405.02774"
+    )
+    summary: ClassVar[str] = "The most negative gradient of optimal transport from the pool to the target."
+    departs: ClassVar[str] = (
+        "The pool itself stands for the pretraining data; large pools are taken in blocks of 5,000 against the whole target."
+    )
+    needs_target: ClassVar[bool] = True
+
+    regularisation: Annotated[float, Field(gt=0)] = 0.05
+    """Entropy's weight, as a share of the largest cost."""
+    block: Annotated[int, Field(gt=0)] = 5000
+    """Records that are transported together."""
+
+    def choose(self, pool: Pool) -> Choice:
+        vectors, wanted = self.embed(pool), measure(pool, self.signal(), pool.target)
+        gradient = np.empty(len(pool))
+        mixed = pool.order[pool.generator("got_d").permutation(len(pool))]
+        parts = -(-len(pool) // self.block)
+        for some in np.array_split(mixed, parts):
+            costs = np.sqrt(np.maximum(2 - 2 * vectors[some].astype(np.float64) @ wanted.T.astype(np.float64), 0))
+            source, _ = potentials(costs / max(costs.max(), 1e-12), self.regularisation)
+            gradient[some] = calibrated_gradient(source)
+        return Choice(self.fill(pool, ranked(pool, gradient, highest_first=False)), {"transport gradient": gradient})
+
+
+def least_uncertain(vectors: Array, targets: Array, count: int, noise: float, repeat: bool = False) -> tuple[Array, Array]:
+    """Return places in the order in which they most lower the posterior variance at the targets, and the variance left, summed over them.
+
+    A Gaussian process with the linear kernel, kept in the vectors' own dimension: after observing ``x`` with noise,
+    ``Sigma <- Sigma - Sigma x x^T Sigma / (x^T Sigma x + noise)``.
+
+    Args:
+        vectors: ``(n, d)``. targets: ``(m, d)``. noise: of an observation (lambda). repeat: a record may be taken again.
+    """
+    vectors, targets = vectors.astype(np.float64), targets.astype(np.float64)
+    covariance = np.eye(vectors.shape[1])
+    cross, own = vectors @ targets.T, (vectors**2).sum(1)  # covariance with the targets, variance of each
+    left = float((targets**2).sum())
+    taken = np.zeros(len(vectors), dtype=bool)
+    places, variances = [], []
+    for _ in range(count if repeat else min(count, len(vectors))):
+        gains = (cross**2).sum(1) / (own + noise)
+        place = int(np.where(taken & (not repeat), -np.inf, gains).argmax())
+        places.append(place)
+        taken[place] = True
+        left -= gains[place]
+        variances.append(max(left, 0.0))
+        moved = covariance @ vectors[place]
+        scale = own[place] + noise
+        along = vectors @ moved
+        cross = cross - np.outer(along, targets @ moved) / scale
+        own = np.maximum(own - along**2 / scale, 0)
+        covariance -= np.outer(moved, moved) / scale
+    return np.array(places, dtype=np.int64), np.array(variances)
+
+
+class LeastUncertain(Embedded):
+    """The records that leave least uncertainty at the target's prompts."""
+
+    name: ClassVar[str] = "sift"
+    family: ClassVar[str] = "target"
+    paper: ClassVar[str] = "Efficiently Learning at Test-Time: Active Fine-Tuning of LLMs, ICLR 2025, arXiv 2410.08020"
+    summary: ClassVar[str] = (
+        "Greedily the records that most shrink the posterior variance at the target's prompts; repetitions count for little."
+    )
+    departs: ClassVar[str] = (
+        "Vectors are centred (those of small models all lie near each other); one choice for all prompts; no record twice."
+    )
+    needs_target: ClassVar[bool] = True
+
+    noise: Annotated[float, Field(gt=0)] = 0.01
+    """Of an observation (lambda)."""
+    centre: bool = True
+    """Subtract the pool's mean from all vectors."""
+
+    def choose(self, pool: Pool) -> Choice:
+        vectors, wanted = self.embed(pool), measure(pool, self.signal(), pool.target)
+        if self.centre:
+            mean = vectors[pool.order].mean(0)
+            vectors, wanted = _unit(vectors - mean), _unit(wanted - mean)
+        order = pool.order
+        count = self.about(pool) if self.by == "records" else len(pool)
+        places, left = least_uncertain(vectors[order], wanted, count, self.noise)
+        variance = np.full(len(pool), np.nan)
+        variance[order[places]] = left / len(wanted)
+        return Choice(self.fill(pool, order[places]), {"variance left": variance})
+
+
+def balanced(influence: Array, count: int) -> Array:
+    """Return places, each next one the best for the column that the ones before it serve least (BIDS).
+
+    Args:
+        influence: ``(records, columns)``; each column is standardised first.
+    """
+    spread = influence.std(0)
+    scores = (influence - influence.mean(0)) / np.where(spread > 0, spread, 1)
+    taken, total, places = np.zeros(len(scores), dtype=bool), np.zeros(scores.shape[1]), []
+    for size in range(min(count, len(scores))):
+        mean = total / size if size else total
+        place = int(np.where(taken, -np.inf, (scores - mean).max(1)).argmax())
+        places.append(place)
+        taken[place] = True
+        total += scores[place]
+    return np.array(places, dtype=np.int64)
+
+
+class Balanced(ExampleMethod):
+    """Records by their influence on groups of target records, each next one for the group that is served least."""
+
+    name: ClassVar[str] = "bids"
+    family: ClassVar[str] = "target"
+    paper: ClassVar[str] = (
+        "Improving Influence-based Instruction Tuning Data Selection for Balanced Learning of Diverse Capabilities, 2025, arXiv 2501.12147"
+    )
+    summary: ClassVar[str] = (
+        "Greedily for the least served of several tasks, by influence (gradient sketches); general ability can be one of them."
+    )
+    departs: ClassVar[str] = (
+        "Influence is the cosine of gradient sketches at the base, without warm-up checkpoints or Adam's preconditioning; columns are means over "
+        "small groups of target records."
+    )
+    needs_target: ClassVar[bool] = True
+
+    groups: Annotated[int, Field(gt=0)] = 8
+    """Columns: target records are put into so many groups (k-means of their sketches)."""
+    protect: Annotated[int, Field(ge=0)] = 0
+    """More columns, of the built-in general conversations: what should not be lost."""
+    dimension: Annotated[int, Field(gt=0)] = 1024
+    """Of the sketches."""
+
+    def choose(self, pool: Pool) -> Choice:
+        signal = GradientSketch(dimension=self.dimension)
+        sketches = measure(pool, signal)
+        columns: list[Array] = []
+        for records, groups in ((pool.target, self.groups), (pool.context().general, self.protect)):
+            if groups:
+                told = measure(pool, signal, records)
+                labels, _ = k_means(told, groups, pool.seed)
+                columns += [told[labels == group].mean(0) for group in sorted(set(labels.tolist()))]
+        influence = sketches.astype(np.float64) @ np.stack(columns).T
+        order = pool.order
+        count = self.about(pool) if self.by == "records" else len(pool)
+        return Choice(self.fill(pool, order[balanced(influence[order], count)]), {"mean influence": influence.mean(1)})
+
+
+def _unit(vectors: Array) -> Array:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,165 @@
+"""What a short training tells of each record: its losses along the way, what it learnt, how it moved the output layer.
+
+Knows: loss trajectories of a proxy and their clusters (S2L), normalised learnability (LoBaSS), and the change of the output layer's weight
+by one record (DONOD). Does not know: how a trial is run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from selectune.examples.factors.normalise import topsis
+from selectune.examples.factors.signals import ResponseLoss, Signal, Worker
+from selectune.examples.factors.store import measure
+from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
+from selectune.examples.method import Array, Choice, ExampleMethod, Ranked, ranked
+from selectune.examples.pool import Pool
+
+
+def losses_after(pool: Pool, model: Any) -> Array:
+    """Return each record's mean response loss under a model that was trained from the base."""
+    known: dict[str, float] = {}
+    worker, signal = pool.worker(model), ResponseLoss()
+    each = dict(sorted(zip(pool.keys, pool.records, strict=True), key=lambda pair: pair[0]))
+    for start in range(0, len(each), 64):
+        some = list(each)[start : start + 64]
+        known |= dict(zip(some, signal.measure(worker, [each[key] for key in some]).tolist(), strict=True))
+    return np.array([known[key] for key in pool.keys])
+
+
+def trained_copy(pool: Pool, steps: int, learning_rate: float, records: list[Any] | None = None) -> Any:
+    """Return a copy of the base after a short training of its blocks' matrices on the pool (or on some records)."""
+    from selectune.parameters import Selection
+    from selectune.parameters.factors.targets import targets
+    from selectune.parameters.factors.trial import trial
+
+    by_content = [pool.records[place] for place in pool.order] if records is None else records
+    chosen = Selection.of(pool.base.model, [target.name for target in targets(pool.base)])
+    return trial(pool.context(by_content), chosen, steps=steps, learning_rate=learning_rate, seed=pool.seed).model
+
+
+class Learnability(Ranked):
+    """The records whose loss falls most, for its size, when the base is tuned on the pool."""
+
+    name: ClassVar[str] = "lobass"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = "LoBaSS: Gauging Learnability in Supervised Fine-tuning Data, 2023, arXiv 2310.13008"
+    summary: ClassVar[str] = "The largest loss drop, relative to the base's loss, after a short training on the pool."
+    departs: ClassVar[str] = (
+        "The drop is divided by the base's loss (the paper's normaliser is not known for sure); the tuned model is a short trial; responses of fewer "
+        "than eight tokens come last."
+    )
+
+    steps: Annotated[int, Field(gt=0)] = 60
+    """Of the short training."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the short training."""
+    shortest: Annotated[int, Field(ge=0)] = 8
+    """Response tokens below which a loss is too uncertain to count."""
+
+    def score(self, pool: Pool) -> dict[str, Array]:
+        before = measure(pool, ResponseLoss())
+        after = losses_after(pool, trained_copy(pool, self.steps, self.learning_rate))
+        drop = (before - after) / np.maximum(before, 1e-3)
+        return {"learnability": np.where(pool.tokens >= self.shortest, drop, drop - 1e3), "loss": before, "loss after": after}
+
+
+class Trajectories(ExampleMethod):
+    """Records whose losses fall alike while a small proxy is trained are one group; every group is there."""
+
+    name: ClassVar[str] = "s2l"
+    family: ClassVar[str] = "diversity"
+    paper: ClassVar[str] = (
+        "SmallToLarge (S2L): Scalable Data Selection for Fine-tuning Large Language Models, NeurIPS 2024, arXiv 2403.07384"
+    )
+    summary: ClassVar[str] = "Equal shares of clusters of loss trajectories of a proxy that is trained on the pool."
+    departs: ClassVar[str] = "The base is its own proxy, trained for a short while; groups of one source are not kept apart."
+
+    clusters: Annotated[int, Field(gt=0)] = 50
+    """Groups (at most a tenth of the budget)."""
+    checkpoints: Annotated[int, Field(gt=1)] = 4
+    """Points of a trajectory."""
+    steps: Annotated[int, Field(gt=0)] = 80
+    """Of the proxy's training."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the proxy's training."""
+
+    def choose(self, pool: Pool) -> Choice:
+        columns = [measure(pool, ResponseLoss())]
+        for point in range(1, self.checkpoints):
+            steps = max(1, round(self.steps * point / (self.checkpoints - 1)))
+            columns.append(losses_after(pool, trained_copy(pool, steps, self.learning_rate)))
+        trajectory = np.nan_to_num(np.stack(columns, axis=1))
+        count = self.about(pool)
+        labels, _ = k_means(trajectory, max(1, min(self.clusters, count // 10 or 1)), pool.seed, pool.order)
+        groups = members(labels, ranked(pool, pool.uniform("s2l")))
+        large = [group for group in groups if len(group) > 2]
+        small = [group for group in groups if len(group) <= 2]
+        first = round_robin(large, fair_shares([len(group) for group in large], count)) if large else np.empty(0, np.int64)
+        places = np.concatenate([first, *small])
+        signals = {f"loss at checkpoint {point}": trajectory[:, point] for point in range(self.checkpoints)}
+        return Choice(self.fill(pool, places), {"cluster": labels.astype(np.float64)} | signals)
+
+
+class OutputGradient(Signal):
+    """The gradient of a record's mean response loss in the output layer: its Frobenius norm, and its inner product with the weight; ``(records, 2)``.
+
+    The gradient is never made: ``||G||^2 = sum over s, t of (d_s . d_t)(h_s . h_t)``, with ``d = p - onehot`` and ``h`` the hidden states.
+    """
+
+    shown: ClassVar[str] = "gradient of the output layer"
+    width: ClassVar[int | None] = 2
+
+    def measure(self, worker: Worker | None, records: list[Any]) -> Array:
+        assert worker is not None
+        owners, pieces = [], []
+        for number, record in enumerate(records):
+            for piece in worker.encoder.encode(record):
+                owners.append(number)
+                pieces.append(piece)
+        found = np.zeros((len(records), 2), dtype=np.float32)
+        with torch.no_grad():
+            for member, hidden, labels in worker.states(pieces):
+                places = (labels[1:] != -100).nonzero().squeeze(-1)
+                states, wanted = hidden[places].float(), labels[places + 1]
+                logits = worker.loss.split.logits(hidden[places]).float()
+                wrong = logits.softmax(-1)
+                along = (wrong * logits).sum() - logits.gather(1, wanted[:, None]).sum()  # <W, G>, with logits = W h
+                wrong[torch.arange(len(wanted)), wanted] -= 1
+                square = ((wrong @ wrong.T) * (states @ states.T)).sum().clamp(min=0)
+                count = max(len(wanted), 1)
+                found[owners[member]] += np.array([float(square.sqrt()) / count, float(along) / count], dtype=np.float32)
+        return found
+
+
+class OutputChange(Ranked):
+    """The records that would disturb the output layer least."""
+
+    name: ClassVar[str] = "donod"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = (
+        "DONOD: Efficient and Generalizable Instruction Fine-Tuning for LLMs via Model-Intrinsic Dataset Pruning, 2025, arXiv 2504.14810"
+    )
+    summary: ClassVar[str] = (
+        "Closest to the ideal (TOPSIS) of least change and least growth of the output layer by one step on the record."
+    )
+    departs: ClassVar[str] = (
+        "Both numbers are those of one small plain gradient step at the base (norm of the change, change of the norm) instead of a running pass "
+        "with Adam, whose steps have nearly one size; which way growth counts is not known for sure and can be turned."
+    )
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share that is kept (the paper prunes 70 %)."""
+    growth_is_bad: bool = True
+    """Whether a growing output layer counts against a record."""
+
+    def score(self, pool: Pool) -> dict[str, Array]:
+        found = measure(pool, OutputGradient()).astype(np.float64)
+        weight = pool.base.model.get_output_embeddings().weight.detach().float()
+        growth, change = -found[:, 1] / float(weight.norm()), found[:, 0]
+        close = topsis(np.stack([growth, change], axis=1), (self.growth_is_bad, True))
+        return {"closeness": close, "growth of the norm": growth, "norm of the change": change}

@@ -1,0 +1,95 @@
+"""GOT-D, SIFT and BIDS: the faithful-if lines of their cards."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+from selectune.examples.factors.transport import calibrated_gradient, potentials
+from selectune.examples.toward_target import balanced, least_uncertain
+
+
+def cost_of(costs, source):
+    """Exact transport from some masses to uniform ones, as a linear programme."""
+    n, m = costs.shape
+    rows = [np.kron(np.eye(n)[i], np.ones(m)) for i in range(n)] + [np.kron(np.ones(n), np.eye(m)[j]) for j in range(m)]
+    return linprog(costs.reshape(-1), A_eq=np.array(rows), b_eq=[*source, *np.full(m, 1 / m)]).fun
+
+
+def test_the_calibrated_gradient_is_that_of_exact_transport():
+    generator = np.random.default_rng(0)
+    costs = generator.random((6, 5))
+    source, _ = potentials(costs, 0.004, steps=100_000)
+    found = calibrated_gradient(source)
+    assert calibrated_gradient(source + 3.7) == pytest.approx(found)  # a potential is known up to a constant
+    step = 1e-4
+    for i in range(6):
+        moved = np.full(6, 1 / 6) - step / 5
+        moved[i] = 1 / 6 + step
+        exact = (cost_of(costs, moved) - cost_of(costs, np.full(6, 1 / 6))) / step
+        assert found[i] == pytest.approx(exact, abs=0.03)
+
+
+def test_equal_sets_have_no_gradient_and_the_far_record_the_largest():
+    points = np.random.default_rng(1).random((8, 3))
+    source, _ = potentials(np.linalg.norm(points[:, None] - points[None], axis=-1), 0.01)
+    assert np.abs(calibrated_gradient(source)).max() < 0.05
+    pool = np.concatenate([points, [[9.0, 9.0, 9.0]]])
+    costs = np.linalg.norm(pool[:, None] - points[None], axis=-1)
+    source, _ = potentials(costs / costs.max(), 0.05)
+    assert int(calibrated_gradient(source).argmax()) == 8
+
+
+def variance(vectors, targets, chosen, noise):
+    """The posterior variance in closed form, summed over targets."""
+    some = vectors[chosen]
+    kernel = some @ some.T + noise * np.eye(len(chosen))
+    return sum(float(t @ t - t @ some.T @ np.linalg.solve(kernel, some @ t)) for t in targets)
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_what_is_left_is_the_closed_form_and_each_step_the_best(repeat):
+    generator = np.random.default_rng(2)
+    vectors, targets = generator.normal(size=(12, 5)), generator.normal(size=(2, 5))
+    places, left = least_uncertain(vectors, targets, 6, 0.1, repeat)
+    for step in range(6):
+        chosen = places[: step + 1].tolist()
+        assert left[step] == pytest.approx(variance(vectors, targets, chosen, 0.1), abs=1e-6)
+        others = [j for j in range(12) if repeat or j not in chosen[:-1]]
+        assert left[step] == pytest.approx(min(variance(vectors, targets, [*chosen[:-1], j], 0.1) for j in others), abs=1e-6)
+    assert all(a >= b - 1e-9 for a, b in pairwise(left))
+    assert repeat or len(set(places.tolist())) == 6
+
+
+def test_a_repetition_waits_and_great_noise_is_nearest_neighbours():
+    target = np.array([[1.0, 0.0, 0.0]])
+    near = np.array([0.9, 0.43589, 0.0])
+    vectors = np.stack([near, near, np.array([0.8, 0.0, 0.6])])
+    assert set(least_uncertain(vectors, target, 2, 0.01)[0].tolist()) != {0, 1}
+    generator = np.random.default_rng(3)
+    many = generator.normal(size=(20, 4))
+    many /= np.linalg.norm(many, axis=1, keepdims=True)
+    nearest = np.argsort(-((many @ many[0]) ** 2))[:5]
+    assert least_uncertain(many, many[:1], 5, 1e6)[0].tolist() == nearest.tolist()
+
+
+def by_loop(influence, count):
+    scores = (influence - influence.mean(0)) / influence.std(0)
+    chosen = []
+    for _ in range(count):
+        mean = scores[chosen].mean(0) if chosen else np.zeros(scores.shape[1])
+        chosen.append(max((i for i in range(len(scores)) if i not in chosen), key=lambda i: (scores[i] - mean).max()))
+    return chosen
+
+
+def test_balanced_choice_is_the_loop_and_does_not_see_scale_or_repeated_columns():
+    influence = np.random.default_rng(4).normal(size=(50, 5))
+    found = balanced(influence, 12).tolist()
+    assert found == by_loop(influence, 12)
+    assert balanced(influence * np.array([1, 10, 0.1, 7, 3]) + np.arange(5), 12).tolist() == found
+    assert balanced(np.concatenate([influence, influence[:, :2]], axis=1), 12).tolist() == found
+    assert balanced(influence[:, :1], 12).tolist() == np.argsort(-influence[:, 0], kind="stable")[:12].tolist()
+    loud = np.stack([np.r_[np.ones(10), np.zeros(40)] * 10, np.r_[np.zeros(40), np.ones(10)]], axis=1)
+    served = balanced(loud + np.random.default_rng(5).normal(size=(50, 2)) * 1e-3, 10)
+    assert (served < 10).sum() >= 4 and (served >= 40).sum() >= 4

@@ -1,0 +1,121 @@
+"""S2L, LoBaSS, DONOD, IFD, GRAPE: the faithful-if lines of their cards."""
+
+import numpy as np
+import pytest
+import torch
+
+from selectune.data import Message, Record
+from selectune.examples import self_scoring
+from selectune.examples.factors.signals import ResponseLoss
+from selectune.examples.factors.store import measure
+from selectune.examples.judged import YesOrNo
+from selectune.examples.self_scoring import Answers, InstructionFollowingDifficulty, JointRank
+from selectune.examples.trained import Learnability, OutputChange, OutputGradient, Trajectories
+from tests.examples.test_signals import RECORDS, pool
+
+
+def test_the_output_layers_gradient_is_autograds(llama_folder):
+    made = pool(llama_folder)
+    found = measure(made, OutputGradient())
+    model = made.base.model
+    head = model.get_output_embeddings().weight
+    for number in (0, 4, 9):
+        (piece,) = made.encoder.encode(RECORDS[number])
+        with torch.no_grad():
+            states = model.model(input_ids=torch.tensor([piece.input_ids])).last_hidden_state[0, :-1]
+        weight = head.detach().clone().requires_grad_(True)
+        labels = torch.tensor(piece.labels[1:])
+        torch.nn.functional.cross_entropy(states @ weight.T, labels, ignore_index=-100).backward()
+        assert found[number, 0] == pytest.approx(float(weight.grad.norm()), rel=1e-3)
+        assert found[number, 1] == pytest.approx(float((weight.grad * head).sum()), rel=1e-2, abs=1e-3)
+        rate = 1e-3  # one small plain step: the norm of the change, and the change of the norm
+        stepped = (weight - rate * weight.grad).detach()
+        assert float((stepped - head).norm()) / rate == pytest.approx(found[number, 0], rel=1e-2)
+        assert float(stepped.norm() - head.norm()) / rate == pytest.approx(
+            -found[number, 1] / float(head.norm()), rel=0.1, abs=0.05
+        )
+
+
+def test_donod_keeps_what_moves_least(llama_folder):
+    made = pool(llama_folder)
+    signals = OutputChange(count=3).score(made)
+    ideal = signals["closeness"].argmax()
+    assert signals["norm of the change"][ideal] <= np.median(signals["norm of the change"])
+
+
+def test_learnability_of_nothing_learnt_is_nothing(llama_folder):
+    made = pool(llama_folder)
+    still = Learnability(steps=1, learning_rate=1e-12, shortest=0).score(made)["learnability"]
+    assert np.abs(still).max() < 1e-4
+    learnt = Learnability(steps=30, learning_rate=3e-3, shortest=0).score(made)
+    by_hand = (learnt["loss"] - learnt["loss after"]) / learnt["loss"]
+    assert np.allclose(learnt["learnability"], by_hand) and by_hand.mean() > 0.1
+
+
+def test_trajectories_begin_at_the_base(llama_folder):
+    made = pool(llama_folder)
+    signals = Trajectories(count=4, steps=10, checkpoints=3, learning_rate=3e-3).choose(made).signals
+    assert np.allclose(signals["loss at checkpoint 0"], measure(made, ResponseLoss()))
+    assert (
+        signals["loss at checkpoint 2"].mean() < signals["loss at checkpoint 1"].mean() < signals["loss at checkpoint 0"].mean()
+    )
+
+
+def test_difficulty_is_the_ratio_of_perplexities_and_useless_prompts_come_last(llama_folder):
+    made = pool(llama_folder)
+    signals = InstructionFollowingDifficulty(count=3).score(made)
+    ratio = signals["instruction-following difficulty"]
+    assert np.allclose(ratio, np.exp(signals["loss"]) / np.exp(signals["loss without prompt"]))
+    order = signals["order"]
+    assert all((order[i] < 0) == (ratio[i] >= 1) for i in range(len(ratio)))
+
+
+def answers(question, *given):
+    return [Record("chat", (Message("user", question), Message("assistant", answer))) for answer in given]
+
+
+def test_of_several_answers_the_likeliest_is_kept(llama_folder):
+    records = answers("Which lamp?", "lamp lamp", "the red one", "zebra quartz") + answers("How many?", "42", "some")
+    made = pool(llama_folder, records)
+    losses = measure(made, ResponseLoss())
+    best = {min(range(3), key=lambda i: losses[i]), min((3, 4), key=lambda i: losses[i])}
+    assert set(Answers().select(made).places.tolist()) == best
+    worst = {max(range(3), key=lambda i: losses[i]), max((3, 4), key=lambda i: losses[i])}
+    assert set(Answers(keep="unlikeliest").select(made).places.tolist()) == worst
+    single = pool(llama_folder, RECORDS)
+    assert sorted(Answers().select(single).places.tolist()) == list(range(len(RECORDS)))
+
+
+def test_joint_rank_ends_are_length_and_difficulty(llama_folder):
+    made = pool(llama_folder)
+    by_length = JointRank(weight=1, count=3).score(made)
+    assert np.array_equal(
+        np.argsort(by_length["joint rank"]),
+        np.argsort(np.argsort(made.order).astype(float) * 1e-9 + by_length["response tokens"]),
+    )
+    by_loss = JointRank(weight=0, count=3).score(made)
+    assert int(by_loss["joint rank"].argmax()) == int(by_loss["loss"].argmax())
+
+
+def test_yes_against_no_is_a_sigmoid_of_summed_spellings(llama_folder):
+    made = pool(llama_folder)
+    signal = YesOrNo(questions=("Is it about lamps?",))
+    found = measure(made, signal)
+    worker = made.worker()
+    piece = signal._prompt(worker, RECORDS[2], 0)
+    with torch.no_grad():
+        logits = made.base.model(input_ids=torch.tensor([piece.input_ids]), use_cache=False).logits[0, -1].double()
+    from selectune.examples.judged import NO, YES
+
+    odds = [torch.logsumexp(logits[signal._tokens(worker, words)], 0) for words in (YES, NO)]
+    assert found[2] == pytest.approx(float(1 / (1 + torch.exp(odds[1] - odds[0]))), rel=1e-3)
+    two = measure(made, YesOrNo(questions=("Is it about lamps?", "Is it clear?")))
+    assert (two <= found + 1e-9).all()
+
+
+def test_compression_is_of_the_concatenation(llama_folder, monkeypatch):
+    records = answers("a" * 50, "b" * 50) + answers("a" * 50, "b" * 49) + answers("q7Kz!pWm", "3nXv#Lr9")
+    made = pool(llama_folder, records)
+    chosen = self_scoring.Compression(count=2).select(made).places.tolist()
+    assert chosen[0] == 2 or 2 in chosen
+    assert len({0, 1} & set(chosen)) <= 1
