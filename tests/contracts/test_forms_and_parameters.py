@@ -70,7 +70,7 @@ def test_only_the_selection_changes_and_survives_saving(form, method, architectu
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     assert sum(dict(model.named_parameters())[name].numel() for name in trained) == made.count(base, selection)
     before = logits(model)
-    assert torch.equal(before, plain)  # a form starts at the base
+    assert torch.allclose(before, plain, rtol=0, atol=1e-3 if made.rounds else 0)  # a form starts at the base
     train_a_little(model, base)
     after = logits(model)
     assert not torch.equal(before, after)
@@ -80,7 +80,7 @@ def test_only_the_selection_changes_and_survives_saving(form, method, architectu
             assert torch.equal(value, original[own]), name
     made.save(model, base, selection, tmp_path)
     loaded = load_specialist(load_base(tiny_folders[architecture]), tmp_path)
-    assert torch.allclose(logits(loaded), after, atol=1e-5)
+    assert torch.allclose(logits(loaded), after, atol=1e-3 if made.rounds else 1e-5)
     if hasattr(loaded, "merge_and_unload"):
         with loaded.disable_adapter():
             assert torch.equal(logits(loaded), plain)

@@ -34,6 +34,8 @@ class Form(Method, ABC):
     axis: ClassVar[str] = "adapters"
     needs_quantised_base: ClassVar[bool] = False
     learning_rate_default: ClassVar[float]
+    rounds: ClassVar[bool] = False
+    """Whether the model differs from the base's before training, or from the saved specialist's after it, by rounding in fp32."""
 
     @abstractmethod
     def apply(self, base: Base, selection: Selection, seed: int) -> Any:
