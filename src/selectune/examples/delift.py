@@ -1,0 +1,171 @@
+"""How much does one record, shown as an example, help with another? And a choice that covers the pool by such help.
+
+Knows: the in-context utility of a pair, the whole matrix of them, a small network that guesses most of it from embeddings (NN-CIFT), and the three
+objectives over it. Does not know: how a submodular function is maximised.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from selectune.data.chat import Encoded
+from selectune.data.records import Message, Record
+from selectune.errors import UserError
+from selectune.examples.factors.normalise import minimum_maximum
+from selectune.examples.factors.signals import SentenceEmbedding, Worker
+from selectune.examples.factors.store import measure
+from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, lazy_greedy
+from selectune.examples.method import Array, Choice, ExampleMethod
+from selectune.examples.pool import Pool
+
+
+def distance(worker: Worker, pieces: list[Encoded]) -> Array:
+    """Return ``||1 - p||_2 / sqrt(T)`` of each piece, p the probabilities of its T labelled tokens: 0 where all are certain."""
+    found = np.empty(len(pieces))
+    for number, logs in enumerate(worker.log_probabilities(pieces)):
+        found[number] = np.sqrt(np.mean((1 - np.exp(logs.astype(np.float64))) ** 2)) if len(logs) else 1.0
+    return found
+
+
+def shown_before(worker: Worker, example: Record, record: Record) -> Encoded:
+    """Return a record's tokens after an example, both as turns of one conversation; labels are the record's response alone."""
+    turns = (*_turns(example), *_turns(record))
+    whole = worker.encoder.encode(Record("chat", turns))
+    alone = worker.encoder.encode(Record("chat", _turns(record)))
+    count = sum(label != -100 for label in alone[0].labels[1:]) if alone else 0
+    if not whole:
+        return Encoded([0, 0], [-100, -100])
+    labels = list(whole[0].labels)
+    places = [place for place, label in enumerate(labels) if label != -100]
+    for place in places[: max(len(places) - count, 0)]:
+        labels[place] = -100
+    return Encoded(whole[0].input_ids, labels)
+
+
+def _turns(record: Record) -> tuple[Message, ...]:
+    if record.kind == "text":
+        return Message("user", "Continue."), Message("assistant", record.text)
+    return tuple(message for message in record.messages if message.role != "system")
+
+
+def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
+    """Return how much each helper, shown before it, lowers each helped record's distance: ``(helped, helpers)``; a record's help to itself is 0."""
+    worker = pool.worker()
+    plain = distance(worker, [shown_alone(worker, record) for record in helped])
+    found = np.zeros((len(helped), len(helpers)))
+    for row, record in enumerate(helped):
+        pieces = [shown_before(worker, example, record) for example in helpers]
+        found[row] = plain[row] - distance(worker, pieces)
+        for column, example in enumerate(helpers):
+            if example.key == record.key:
+                found[row, column] = 0.0
+    return found
+
+
+def shown_alone(worker: Worker, record: Record) -> Encoded:
+    """Return a record's tokens by itself, in the form in which it follows an example."""
+    pieces = worker.encoder.encode(Record("chat", _turns(record)))
+    return pieces[0] if pieces else Encoded([0, 0], [-100, -100])
+
+
+def guessed(known: Array, rows: Array, columns: Array, seed: int, hidden: int = 64, epochs: int = 60) -> Array:
+    """Return a matrix of which a corner is known, the rest guessed by a small network from vectors of its rows and columns (NN-CIFT).
+
+    Args:
+        known: ``(r, c)``, the corner. rows: ``(R, d)``, columns: ``(C, d)`` vectors; the first r and c of them belong to the corner.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = rows.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = torch.nn.Sequential(torch.nn.Linear(2 * size + 1, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1))
+    left, right = torch.tensor(rows, dtype=torch.float32), torch.tensor(columns, dtype=torch.float32)
+    wanted = torch.tensor(known, dtype=torch.float32)
+    mean, spread = wanted.mean(), wanted.std().clamp(min=1e-9)
+    pairs = torch.cartesian_prod(torch.arange(known.shape[0]), torch.arange(known.shape[1]))
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def guess(some: torch.Tensor) -> torch.Tensor:
+        middle = torch.zeros(len(some), 1)
+        return network(torch.cat([left[some[:, 0]], middle, right[some[:, 1]]], dim=1)).squeeze(-1)
+
+    for _ in range(epochs):
+        for batch in pairs[torch.randperm(len(pairs), generator=generator)].split(256):
+            target = (wanted[batch[:, 0], batch[:, 1]] - mean) / spread
+            loss = (guess(batch) - target).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    found = np.empty((len(rows), len(columns)))
+    with torch.no_grad():
+        for row in range(len(rows)):
+            some = torch.stack([torch.full((len(columns),), row), torch.arange(len(columns))], dim=1)
+            found[row] = (guess(some) * spread + mean).numpy()
+    found[: known.shape[0], : known.shape[1]] = known
+    return found
+
+
+class InContextUtility(ExampleMethod):
+    """The records that, as examples, help most with all others; or with a target; or with what is not known yet."""
+
+    name: ClassVar[str] = "delift"
+    family: ClassVar[str] = "target"
+    paper: ClassVar[str] = "DELIFT: Data Efficient Language Model Instruction Fine-Tuning, ICLR 2025, arXiv 2411.04425"
+    summary: ClassVar[str] = (
+        "Facility location over pairwise in-context utility: for the pool, toward a target, or beside what is known."
+    )
+    departs: ClassVar[str] = "The example is a turn of the same conversation; a record's help to itself does not count."
+
+    stage: Literal["general", "target", "continual"] = "general"
+    """Cover the pool (1); cover it only as far as a target asks (2, mutual information); or beyond what known records cover (3, conditional gain).
+    For 2 and 3 the target records are the ones asked for, or known."""
+    measured: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the pool whose pairs are measured; the rest is guessed from embeddings."""
+    most: Annotated[int, Field(gt=0)] = 2000
+    """Larger pools are refused: pairs grow with the square."""
+
+    def choose(self, pool: Pool) -> Choice:
+        if len(pool) > self.most and self.measured == 1:
+            raise UserError(f"{len(pool):,} records make {len(pool) ** 2:,} pairs", field="examples.most",
+                            expected=f"a pool of at most {self.most:,}", mend="use nn_cift, which measures some and guesses the rest")  # fmt: skip
+        if self.stage != "general" and not pool.target:
+            raise UserError(f"stage '{self.stage}' of '{self.name}' needs target records", field="examples.stage",
+                            mend="give --target FILE, or data.target in the recipe")  # fmt: skip
+        order = pool.order[pool.generator("corner").permutation(len(pool))] if self.measured < 1 else pool.order
+        records = [pool.records[place] for place in order]
+        kernel = self._matrix(pool, records, records)
+        floor = cap = None
+        if self.stage != "general":
+            toward = self._matrix(pool, records, list(pool.target)).max(1)
+            floor, cap = (toward, None) if self.stage == "continual" else (None, toward)
+        count = self.about(pool) if self.by == "records" else len(pool)
+        places, gains = lazy_greedy(FacilityLocation(OfMatrix(kernel), floor, cap), count)
+        gained = np.full(len(pool), np.nan)
+        gained[order[places]] = gains
+        return Choice(self.fill(pool, order[places]), {"added utility": gained})
+
+    def _matrix(self, pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
+        count = max(2, round(self.measured * len(helped))), max(2, round(self.measured * len(helpers)))
+        known = utilities(pool, helped[: count[0]], helpers[: count[1]])
+        if self.measured < 1:
+            vectors = [measure(pool, SentenceEmbedding(of="both"), records) for records in (helped, helpers)]
+            known = guessed(known, *vectors, pool.seed)
+        return minimum_maximum(known)
+
+
+class GuessedUtility(InContextUtility):
+    """The same, most of the pairs guessed by a small network."""
+
+    name: ClassVar[str] = "nn_cift"
+    paper: ClassVar[str] = "Data Valuation using Neural Networks for Efficient Instruction Fine-Tuning, 2025, arXiv 2502.09969"
+    summary: ClassVar[str] = "In-context utility of a tenth of the pairs, the rest guessed by a small network from embeddings."
+    departs: ClassVar[str] = (
+        "The measured records are drawn at random (the code takes the first); embeddings are all-MiniLM-L6-v2's."
+    )
+
+    measured: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the pool whose pairs are measured; the rest is guessed from embeddings."""

@@ -1,0 +1,171 @@
+"""Records by what they are about: tags, and choices in which every tag is there.
+
+Knows: tags made without a tagger (clusters at several scales, what is asked for, the answer's format), complexity and diversity by tags, and
+complexity-first diverse sampling; strata of skills and styles; rare tags first. Does not know: what tags mean.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from selectune.data.records import Record
+from selectune.examples.diverse import Embedded
+from selectune.examples.factors.strata import fair_shares, k_means, round_robin
+from selectune.examples.method import Array, Choice, ranked
+from selectune.examples.pool import Pool
+
+_STYLES = (("code", r"```|def |SELECT |#include"), ("steps", r"(?m)^\s*(\d+[.)]|step \d)"), ("list", r"(?m)^\s*[-*•] "),
+           ("number", r"\d"), ("question", r"\?\s*$"))  # fmt: skip
+
+
+def style(record: Record) -> list[str]:
+    """Return the forms that a response has: code, steps, list, number, question; and how long it is."""
+    found = [name for name, pattern in _STYLES if re.search(pattern, record.response)]
+    words = len(record.response.split())
+    return [*found, "short" if words < 12 else "long" if words > 150 else "middle"]
+
+
+def asked(record: Record) -> str:
+    """Return the first two words of what is asked, lower case."""
+    return " ".join(re.findall(r"[^\W\d_]+", record.question.lower())[:2])
+
+
+def tags(pool: Pool, vectors: Array, scales: tuple[int, ...], least: int) -> list[set[str]]:
+    """Return each record's tags; those of fewer than ``least`` records are dropped."""
+    found = [{f"asks: {asked(record)}", *(f"form: {one}" for one in style(record))} for record in pool.records]
+    for scale in scales:
+        labels, _ = k_means(vectors, scale, pool.seed, pool.order)
+        for own, label in zip(found, labels.tolist(), strict=True):
+            own.add(f"group {label} of {scale}")
+    counts: dict[str, int] = {}
+    for own in found:
+        for tag in own:
+            counts[tag] = counts.get(tag, 0) + 1
+    return [{tag for tag in own if counts[tag] >= least} for own in found]
+
+
+def complexity_first(tagged: list[set[str]], order: Array, count: int) -> list[int]:
+    """Return places: those with most tags first, each bringing a tag that the pass has not met; pass after pass."""
+    rest = sorted((place for place in order.tolist() if tagged[place]), key=lambda place: -len(tagged[place]))
+    chosen: list[int] = []
+    while rest and len(chosen) < count:
+        met: set[str] = set()
+        left = []
+        for place in rest:
+            if len(chosen) < count and not tagged[place] <= met:
+                met |= tagged[place]
+                chosen.append(place)
+            else:
+                left.append(place)
+        rest = left
+    return chosen
+
+
+class Tagged(Embedded):
+    """Many tags first, and every tag there."""
+
+    name: ClassVar[str] = "instag"
+    paper: ClassVar[str] = (
+        "#InsTag: Instruction Tagging for Analyzing Supervised Fine-tuning of Large Language Models, ICLR 2024, arXiv 2308.07074"
+    )
+    summary: ClassVar[str] = "Complexity-first diverse sampling over tags."
+    departs: ClassVar[str] = (
+        "Tags are clusters at three scales, the question's first words and the answer's form, instead of a model's."
+    )
+
+    scales: tuple[int, ...] = (8, 32, 128)
+    """Numbers of clusters that give a tag each."""
+    least: Annotated[int, Field(gt=0)] = 2
+    """Records that a tag must have (the paper, for hundreds of thousands: 20)."""
+
+    def choose(self, pool: Pool) -> Choice:
+        tagged = tags(pool, self.embed(pool), self.scales, self.least)
+        chosen = complexity_first(tagged, pool.order, len(pool))
+        kept = set(chosen)
+        rest = [place for place in pool.order.tolist() if place not in kept]
+        signals = {"tags": np.array([len(own) for own in tagged], dtype=np.float64)}
+        return Choice(self.fill(pool, [*chosen, *rest]), signals)
+
+
+class Strata(Embedded):
+    """The best of every skill in every style."""
+
+    name: ClassVar[str] = "skills_and_styles"
+    paper: ClassVar[str] = (
+        "Cream of the Crop: Harvesting Rich, Scalable and Transferable Multi-Modal Data, 2025, arXiv 2503.13383"
+    )
+    summary: ClassVar[str] = (
+        "For each skill (group of questions) the most typical records, evenly over answer styles, rare styles first."
+    )
+    departs: ClassVar[str] = (
+        "Skills are clusters, a score is closeness to the centre, styles are found by form: no scoring model."
+    )
+
+    clusters: Annotated[int, Field(gt=0)] = 8
+    """Skills."""
+
+    def choose(self, pool: Pool) -> Choice:
+        vectors = self.embed(pool)
+        labels, centres = k_means(vectors, self.clusters, pool.seed, pool.order)
+        closeness = (vectors * centres[labels]).sum(1)
+        form = ["+".join(sorted(set(style(record)) - {"short", "middle", "long"})) or "plain" for record in pool.records]
+        ranking = ranked(pool, closeness)
+        groups: dict[tuple[int, str], list[int]] = {}
+        for place in ranking.tolist():
+            groups.setdefault((int(labels[place]), form[place]), []).append(place)
+        budget, chosen = self.about(pool), []
+        skills = sorted({skill for skill, _ in groups})
+        shares = fair_shares([sum(len(g) for (s, _), g in groups.items() if s == skill) for skill in skills], budget)
+        for skill, share in zip(skills, shares, strict=True):
+            own = [np.array(group) for (s, _), group in sorted(groups.items()) if s == skill]
+            chosen.append(round_robin(own, fair_shares([len(group) for group in own], share))[:share])
+        places = [place for part in chosen for place in part.tolist()]
+        rest = [place for place in ranking.tolist() if place not in set(places)]
+        return Choice(self.fill(pool, [*places, *rest]), {"closeness": closeness, "skill": labels.astype(np.float64)})
+
+
+class RareFirst(Embedded):
+    """Rare kinds of records get their share before common ones."""
+
+    name: ClassVar[str] = "rare_first"
+    paper: ClassVar[str] = "Object-Focused Data Selection for Dense Prediction Tasks, 2024, arXiv 2412.10032"
+    summary: ClassVar[str] = (
+        "Tags from rare to frequent; of each the records nearest to its clusters' centres, unless enough of it is there already."
+    )
+    departs: ClassVar[str] = (
+        "Units are tags of text records (clusters, questions' first words, answers' forms) instead of objects in pictures."
+    )
+
+    scales: tuple[int, ...] = (32,)
+    """Numbers of clusters that give a tag each."""
+    least: Annotated[int, Field(gt=0)] = 2
+    """Records that a tag must have."""
+
+    def choose(self, pool: Pool) -> Choice:
+        vectors = self.embed(pool)
+        tagged = tags(pool, vectors, self.scales, self.least)
+        holders: dict[str, list[int]] = {}
+        for place in pool.order.tolist():
+            for tag in sorted(tagged[place]):
+                holders.setdefault(tag, []).append(place)
+        chosen: list[int] = []
+        kept: set[int] = set()
+        each = max(1, self.about(pool) // max(len(holders), 1))
+        for tag in sorted(holders, key=lambda tag: (len(holders[tag]), tag)):
+            own = np.array(holders[tag])
+            wanted = min(each, len(own)) - sum(place in kept for place in own.tolist())
+            if wanted <= 0:
+                continue
+            _, centres = k_means(vectors[own], wanted, pool.seed)
+            for centre in centres:
+                free = [place for place in own.tolist() if place not in kept]
+                if free:
+                    place = free[int((vectors[free] @ centre).argmax())]
+                    kept.add(place)
+                    chosen.append(place)
+        rest = [place for place in ranked(pool, pool.uniform("rare first")).tolist() if place not in kept]
+        return Choice(self.fill(pool, [*chosen, *rest]), {"tags": np.array([len(own) for own in tagged], dtype=np.float64)})

@@ -1,0 +1,83 @@
+"""DELIFT, NN-CIFT, InsTag, kMQ-Iter: the faithful-if lines of their cards."""
+
+import numpy as np
+import pytest
+import torch
+
+from selectune.data import Message, Record
+from selectune.errors import UserError
+from selectune.examples.delift import InContextUtility, distance, guessed, shown_alone, shown_before, utilities
+from selectune.examples.refined import Refined, reweighed
+from selectune.examples.tags import complexity_first, style
+from tests.contracts.test_examples import no_download  # noqa: F401
+from tests.examples.test_signals import RECORDS, pool
+
+
+def test_the_distance_is_that_of_the_tokens_probabilities(llama_folder):
+    made = pool(llama_folder)
+    piece = shown_alone(made.worker(), RECORDS[2])
+    with torch.no_grad():
+        logits = made.base.model(input_ids=torch.tensor([piece.input_ids]), use_cache=False).logits[0, :-1].double()
+    labels = torch.tensor(piece.labels[1:])
+    kept = (labels != -100).nonzero().squeeze(-1)
+    p = logits.softmax(-1)[kept, labels[kept]]
+    assert distance(made.worker(), [piece])[0] == pytest.approx(float((1 - p).norm() / len(p) ** 0.5), rel=1e-4)
+
+
+def test_an_example_is_read_and_not_scored(llama_folder):
+    made = pool(llama_folder)
+    worker = made.worker()
+    alone, after = shown_alone(worker, RECORDS[2]), shown_before(worker, RECORDS[1], RECORDS[2])
+    assert [label for label in after.labels if label != -100] == [label for label in alone.labels if label != -100]
+    assert len(after.input_ids) > len(alone.input_ids)
+    found = utilities(made, RECORDS[:3], RECORDS[:4])
+    expected = distance(worker, [alone])[0] - distance(worker, [after])[0]
+    assert found.shape == (3, 4) and found[2, 1] == pytest.approx(expected, abs=1e-5)
+    assert [found[i, i] for i in range(3)] == [0, 0, 0]
+
+
+def test_stages_and_large_pools_that_make_no_sense_are_refused(llama_folder):
+    with pytest.raises(UserError, match="pairs"):
+        InContextUtility(most=3, count=2).select(pool(llama_folder))
+    with pytest.raises(UserError, match="target"):
+        InContextUtility(stage="target", count=2).select(pool(llama_folder))
+    for stage in ("target", "continual"):
+        made = pool(llama_folder, RECORDS[:6], target=RECORDS[6:9])
+        assert len(InContextUtility(stage=stage, count=2).select(made).places) == 2
+
+
+def test_a_network_learns_a_learnable_influence_and_keeps_what_is_known():
+    vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    true = vectors @ vectors.T
+    found = guessed(true[:40, :40], vectors, vectors, seed=0)
+    assert np.array_equal(found[:40, :40], true[:40, :40])
+    unseen = np.mean((found[40:, 40:] - true[40:, 40:]) ** 2)
+    assert unseen < 0.5 * np.mean(true[40:, 40:] ** 2)
+    assert np.array_equal(guessed(true, vectors, vectors, seed=0), true)
+
+
+def test_the_first_pass_covers_every_tag_and_records_without_tags_never_come():
+    tagged = [{"a", "b", "c"}, {"a"}, {"d"}, {"a", "b"}, set(), {"e", "d"}]
+    chosen = complexity_first(tagged, np.arange(6), 6)
+    assert chosen == [0, 5, 3, 2, 1]
+    assert set().union(*(tagged[place] for place in chosen[:2])) == {"a", "b", "c", "d", "e"}
+    assert complexity_first(tagged, np.arange(6), 2) == [0, 5]
+
+
+def test_styles_are_forms():
+    def answer(text):
+        return style(Record("chat", (Message("user", "?"), Message("assistant", text))))
+
+    assert answer("yes") == ["short"]
+    assert "steps" in answer("1. First\n2. Then") and "code" in answer("```python\n```") and "list" in answer("- one\n- two")
+
+
+def test_shares_follow_scores_and_constant_ones_change_nothing(llama_folder):
+    even = np.full(4, 0.25)
+    assert reweighed(even, np.ones(4)) == pytest.approx(even)
+    assert reweighed(even, np.zeros(4)) == pytest.approx(even)
+    moved = reweighed(even, np.array([0.0, 1, 1, 2]))
+    assert moved[0] == 0 and moved.sum() == pytest.approx(1) and moved[3] == 0.5
+    choice = Refined(count=6, clusters=3, rounds=3, steps=2).select(pool(llama_folder))
+    assert len(set(choice.places.tolist())) == 6
