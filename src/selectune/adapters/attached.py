@@ -45,6 +45,10 @@ class Attachment(nn.Module):
     def after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Act on what comes out of the layer; None leaves it."""
 
+    def after_call(self, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+        """Likewise, for what needs to know what was given by name."""
+        return self.after(layer, inputs, output)
+
     def fold(self, layer: nn.Module) -> Tensor | None:
         """Put the attachment into the layer's weight, in place.
 
@@ -59,8 +63,8 @@ class Attachment(nn.Module):
     def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return self.before(layer, inputs) if self.enabled else None
 
-    def _after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        return self.after(layer, inputs, output) if self.enabled else None
+    def _after(self, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+        return self.after_call(layer, inputs, keywords, output) if self.enabled else None
 
 
 class AttachedForm(Form):
@@ -120,7 +124,7 @@ def attach(layer: nn.Module, one: Attachment) -> None:
     """Put an attachment beside a layer."""
     layer.add_module(BESIDE, one.to(next(layer.parameters()).device))
     layer.register_forward_pre_hook(one._before)
-    layer.register_forward_hook(one._after)
+    layer.register_forward_hook(one._after, with_kwargs=True)
 
 
 def attachments(model: nn.Module) -> dict[str, Attachment]:

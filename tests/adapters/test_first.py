@@ -1,0 +1,61 @@
+"""FiRST: the faithful-if lines of the card."""
+
+import pytest
+import torch
+
+from selectune import catalogue
+from selectune.adapters.attached import attachments
+from selectune.adapters.first import BlockRouter
+from selectune.errors import UserError
+from selectune.models import load_base
+from selectune.parameters import Selection
+from selectune.training.policies.first import FiRSTStages
+from tests.contracts.test_forms_and_parameters import logits
+from tests.training.policies.running import blocks, run
+
+
+def routed(folder, form="first"):
+    base = load_base(folder)
+    model = catalogue.create("adapters", form).apply(base, Selection.all(base.model), 0)
+    return model, {name: one for name, one in attachments(model).items() if isinstance(one, BlockRouter)}
+
+
+@torch.no_grad()
+def test_a_skipped_block_is_as_if_it_were_not_there(llama_folder):
+    model, routers = routed(llama_folder, "first:first_blocks=1")
+    assert list(routers) == [f"model.layers.{block}" for block in (1, 2, 3)]
+    routers["model.layers.2"].decide = lambda states, positions: torch.zeros(states.shape[:2])
+    plain = load_base(llama_folder).model
+    del plain.model.layers[2]
+    assert torch.allclose(logits(model), logits(plain), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_blocks_that_are_skipped_stay_the_same_while_text_is_generated(llama_folder):
+    model, routers = routed(llama_folder, "first:first_blocks=1")
+    generator = torch.Generator().manual_seed(1)
+    for one in routers.values():
+        one.weight += torch.randn(64, generator=generator)
+    ids = torch.arange(3, 20)[None]
+    told = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=2)
+    model(input_ids=ids, use_cache=False)
+    decisions = {name: one.decision.clone() for name, one in routers.items()}
+    assert 0 < sum(float(value) for value in decisions.values()) < 3
+    for name, one in routers.items():
+        one.decide = lambda states, positions, kept=decisions[name]: kept[:, None].expand(states.shape[:2])
+    text = ids
+    for _ in range(6):
+        text = torch.cat([text, model(input_ids=text, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(told, text)
+
+
+def test_routers_train_first_and_stay_bit_for_bit_afterwards(tmp_path, llama_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(FiRSTStages, "after_step", lambda self, stage: seen.append(stage.values()))
+    run(tmp_path / "a", llama_folder, {"method": "first", "routers": 0.5}, choose=blocks, form="first", steps=6)
+    for step in range(1, 6):
+        changed = {name for name, value in seen[step].items() if not torch.equal(value, seen[step - 1][name])}
+        routers = {name for name in seen[0] if name.endswith("beside.weight")}
+        assert changed and (changed <= routers if step < 3 else not changed & routers)
+    with pytest.raises(UserError, match="form 'first'"):
+        run(tmp_path / "b", llama_folder, "first")
