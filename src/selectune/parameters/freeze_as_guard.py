@@ -62,8 +62,8 @@ class FreezeAsGuard(ParameterMethod):
     )
     departs: ClassVar[str] = (
         "Language models; by default the roles are turned, to freeze what costs general ability most and helps the domain least (`resist` is the "
-        "paper's aim). The tuned copy is trained once, ahead of the mask, and not in turns with it. Gradients of the mask are brought to one size, as "
-        "those of large tensors are larger; rates are therefore others than the paper's."
+        "paper's aim). The tuned copy is trained once, ahead of the mask, and not in turns with it. Gradients of the mask are brought to one size, "
+        "as those of large tensors are larger; rates are therefore others than the paper's."
     )
 
     aim: Literal["protect", "resist"] = "protect"

@@ -1,0 +1,154 @@
+"""Methods that try selections: the tried ones are those of the paper, and the best of them is what trains."""
+
+import pytest
+
+from selectune import catalogue
+from selectune.errors import UserError
+from selectune.models import load_base
+from selectune.parameters import Selection
+from selectune.parameters.cofitune import BOTH, children
+from selectune.parameters.factors.roles import weights_by_role
+from selectune.parameters.factors.search import Trials
+from tests.contracts.test_parameters import context
+
+FAST = {"steps": 2, "examples": 4, "learning_rate": 1e-2}
+
+
+def made(name, **values):
+    return catalogue.create("parameters", {"method": name, **values})
+
+
+@pytest.fixture
+def base(llama_folder):
+    return load_base(llama_folder)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Instead of training, a selection is worth what a function says; the list holds what was asked."""
+    asked = []
+
+    def tell(worth):
+        monkeypatch.setattr(Trials, "__call__", lambda self, selection: asked.append(selection) or worth(selection))
+        return asked
+
+    return tell
+
+
+def blocks_in(selection):
+    return tuple(sorted({int(name.split(".")[2]) for name in selection.names()}))
+
+
+def test_a_profile_is_each_block_alone_and_the_greedy_set_is_the_best_of_the_table(base, told):
+    worth = {
+        (): 0,
+        (0,): 1,
+        (1,): 3,
+        (2,): 2,
+        (3,): 0,
+        (0, 1): 2,
+        (1, 2): 2.9,
+        (1, 3): 4,
+        (0, 1, 3): 3,
+        (1, 2, 3): 3.5,
+        (0, 1, 2, 3): 9,
+    }
+    asked = told(lambda selection: worth.get(blocks_in(selection), 0))
+    choosing = context(base)
+    chosen = made("subtuning", candidates=4, slack=0.1).select(choosing)
+    assert blocks_in(chosen) == (1, 3) and choosing.block_scores == {0: 1, 1: 3, 2: 2, 3: 0}
+    assert [blocks_in(one) for one in asked] == [(), (0,), (1,), (2,), (3,), (0, 1), (1, 2), (1, 3), (0, 1, 3), (1, 2, 3)]
+    assert blocks_in(made("subtuning", candidates=4, slack=9).select(context(base))) == (0, 1, 2, 3)  # goes on to the end
+    assert blocks_in(made("subtuning", candidates=4, slack=0.1, rule="gain", most=1).select(context(base))) == (1,)
+    assert blocks_in(made("subtuning", candidates=4, direction="remove").select(context(base))) == (0, 1, 2, 3)
+    assert chosen == Selection.of(base.model, [n for i in (1, 3) for n in base.anatomy.blocks[i].parameters])
+
+
+def test_halves_of_blocks_and_prefiltered_candidates(base, told):
+    told(lambda selection: len(selection.names()))
+    chosen = made("subtuning", unit="half", candidates=8, most=2).select(context(base))
+    assert chosen == weights_by_role(base, "attention", blocks=[0, 1])  # four tensors each, three in an MLP; ties by index
+    tried = made("subtuning", candidates=2).promising(
+        context(base), [Selection.of(base.model, b.parameters) for b in base.anatomy.blocks]
+    )
+    assert len(tried) == 2
+
+
+def test_the_search_for_a_place_tries_every_place_and_takes_the_best(base, told):
+    worth = {(1, "up"): 5.0, (3, "down"): 6.0}
+    places = {}
+    asked = told(
+        lambda selection: worth.get((blocks_in(selection)[0], selection.names()[0].split(".")[-2].removesuffix("_proj")), 0.0)
+    )
+    chosen = made("locft", every=1, modules="up/down").select(context(base))
+    assert chosen.names() == ["model.layers.3.mlp.down_proj.weight"] and len(asked) == 8
+    two = made("locft", every=2, modules="up/down/block", places=2).select(context(base))
+    assert two.names() == ["model.layers.1.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.weight"]
+    asked.clear()
+    places = made("locft", block=2).select(context(base))
+    assert places.names() == ["model.layers.2.mlp.down_proj.weight"] and not asked
+    with pytest.raises(UserError, match="the base has 4"):
+        made("locft", block=4).select(context(base))
+
+
+def test_the_tree_goes_from_halves_to_quarters_to_modules(base, told):
+    def worth(selection):
+        return {(0, 1): 1, (1, 2): 3, (2, 3): 2, (1,): 4, (2,): 1}[blocks_in(selection)] + (
+            "up_proj" in str(selection.names())
+        ) * ("q_proj" not in str(selection.names()))
+
+    asked = told(worth)
+    chosen = made("cofitune").select(context(base))
+    assert [blocks_in(one) for one in asked] == [(0, 1), (1, 2), (2, 3), (1,), (2,), (1,), (1,)]
+    assert chosen.names() == ["model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+    assert (
+        children((0.25, 0.5, BOTH)) == [(0.25, 0.5, "query+key+value"), (0.25, 0.5, "up+down")]
+        and children((0.25, 0.5, "up")) == []
+    )
+    asked.clear()
+    assert made("cofitune", band="0.25-0.5").select(context(base)) == chosen and not asked
+    with pytest.raises(UserError, match="no band"):
+        made("cofitune", band="0.5").select(context(base))
+
+
+def test_evolved_codes_stand_for_their_weights_and_the_best_enumerable_one_is_found(base, told):
+    method = made("nfts", groups=2, finalists=1, population=4, generations=6)
+    choosing = context(base)
+    assert method.decode(choosing, (0, 0)) == Selection({})
+    everything = weights_by_role(base, "linear")
+    assert method.decode(choosing, (3, 3)) == everything
+    assert method.decode(choosing, (1, 2)) == weights_by_role(base, "attention", blocks=[0, 1]) | weights_by_role(
+        base, "mlp", blocks=[2, 3]
+    )
+    wanted = method.decode(choosing, (2, 1))
+    told(lambda selection: 0.5 * selection.covers("model.layers.0.mlp.up_proj.weight") - abs(selection.count() - wanted.count()))
+    found = method.select(context(base))
+    assert found == wanted
+
+
+def test_finalists_are_compared_after_a_longer_training(base, told):
+    method = made("nfts", groups=2, finalists=16, distance=0.5, population=16, generations=0)
+    asked = told(lambda selection: -selection.count())
+    found = method.select(context(base))
+    assert found.count() == min(one.count() for one in asked if one.parts)
+    assert len(asked) > 16
+
+
+@pytest.mark.parametrize("name", ["subtuning", "locft", "cofitune", "nfts"])
+def test_the_budget_of_trials_is_kept_and_the_meter_runs(name, base, monkeypatch):
+    calls = []
+    plain = Trials.__call__
+    monkeypatch.setattr(Trials, "__call__", lambda self, selection: calls.append(1) or plain(self, selection))
+    asked = context(base)
+    extra = (
+        {"finalists": 1}
+        if name == "nfts"
+        else {"candidates": 4}
+        if name == "subtuning"
+        else {"every": 1}
+        if name == "locft"
+        else {}
+    )
+    chosen = made(name, **FAST, trials=3, **extra).select(asked)
+    assert len(calls) == 3 and chosen.count() > 0
+    assert asked.meter.cost.backward_tokens > 0 and asked.examples_scored == 4
