@@ -51,12 +51,22 @@ class PEFTTuner(Form):
         Raises:
             UserError: they are of a kind that PEFT has this tuner not for.
         """
-        found = LoRA()._targets(base, selection, short=False)
-        if not all(isinstance(base.model.get_submodule(name), nn.Linear) for name in found):
+        found = self.chosen(base, selection)
+        if not all(isinstance(_plain(base, name), nn.Linear) for name in found):
             raise UserError(f"PEFT has '{self.name}' for linear layers only, and this base's are of another kind", field="form",
                             expected="`full` or `lora`")  # fmt: skip
         return found
 
+    def chosen(self, base: Base, selection: Selection) -> list[str]:
+        """Return the layers that a selection means, of whatever kind: all linear layers of the blocks that it touches."""
+        return LoRA()._targets(base, selection, short=False)
+
     def shapes(self, base: Base, selection: Selection) -> list[tuple[int, int]]:
         """Return ``(outputs, inputs)`` of these layers."""
-        return [tuple(base.model.get_submodule(name).weight.shape) for name in self.layers(base, selection)]
+        return [tuple(_plain(base, name).weight.shape) for name in self.layers(base, selection)]
+
+
+def _plain(base: Base, name: str) -> Any:
+    """Return a layer without the adapter around it."""
+    module: Any = base.model.get_submodule(name)
+    return getattr(module, "base_layer", module)

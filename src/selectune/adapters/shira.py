@@ -64,18 +64,11 @@ class SHiRA(PEFTTuner):
     def count(self, base: Base, selection: Selection) -> int:
         return sum(self._rank(base, selection) * sum(shape) for shape in self.shapes(base, selection))
 
-    def layers(self, base: Base, selection: Selection) -> list[str]:
-        def plain(name: str) -> Any:
-            module = base.model.get_submodule(name)
-            return getattr(module, "base_layer", module)
-
-        blocks = base.anatomy.blocks
-        found = [n for b in blocks for n, role in b.linears.items() if role != "router" and selection.covers(f"{n}.weight")]
+    def chosen(self, base: Base, selection: Selection) -> list[str]:
+        linears = [name for block in base.anatomy.blocks for name, role in block.linears.items() if role != "router"]
+        found = [name for name in linears if selection.covers(f"{name}.weight")]
         if not found:
             raise UserError("the chosen weights lie in no linear layer", field="parameters")
-        if not all(isinstance(plain(name), nn.Linear) for name in found):
-            raise UserError("PEFT has 'shira' for linear layers only, and this base's are of another kind", field="form",
-                            expected="`full`")  # fmt: skip
         return found
 
     def _rank(self, base: Base, selection: Selection) -> int:

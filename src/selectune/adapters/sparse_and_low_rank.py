@@ -66,12 +66,11 @@ class SparseAndLowRank(Form):
         parts, weights = entries(model), dict(model.named_parameters())
         values = {}
         for name in selection.names():
-            layer = name.removesuffix(".weight")
-            if f"{layer}.base_layer.weight" in weights:
-                product = model.get_submodule(layer).get_delta_weight("default")
-                values[name] = weights[f"{layer}.base_layer.weight"].float() + product.float()
-            else:
-                values[name] = parts[name] if name in parts else weights[name]
+            layer, _, key = name.rpartition(".")
+            inside = f"{layer}.base_layer.{key}"  # of a layer that has an adapter
+            values[name] = parts.get(inside, parts.get(name, weights.get(inside, weights.get(name))))
+            if inside in weights and key == "weight":
+                values[name] = values[name].float() + model.get_submodule(layer).get_delta_weight("default").float()
         save_file({name: value.to(base.dtype).contiguous() for name, value in values.items()}, folder / CHANGED)
         if not selection.whole():
             selection.save(folder / PLACES)
