@@ -72,7 +72,7 @@ class QuantisationCritical(ParameterMethod):
         turned = {name for name, module in modules.items() if type(module).__name__.endswith("Conv1D")}
         wrong, whole = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
         records = first(context.train, self.examples)
-        rows = rows_of(context, records, packed=True)
+        rows = rows_of(context, records)
 
         def measure(name: str, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             weight = (module.weight.t() if name in turned else module.weight).float()
