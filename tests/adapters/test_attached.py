@@ -145,3 +145,14 @@ def test_lofit_takes_the_heads_whose_scales_moved_most(llama_folder):
         assert (part.index.tolist() if part else []) == expected
     strong = catalogue.create("parameters", "lofit:k=3,steps=3,penalty=1000").scales(context(base))
     assert strong.abs().mean() < scales.abs().mean()
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "qwen2", "mixtral", "gpt2"])
+@torch.no_grad()
+def test_scales_alone_fold_into_every_architecture(architecture, tiny_folders):
+    base = load_base(tiny_folders[architecture])
+    plain = logits(base.model)
+    model = scatter(catalogue.create("adapters", "ssf:shift=false").apply(base, Selection.all(base.model), 0))
+    attached = logits(model)
+    assert not torch.allclose(attached, plain, atol=1e-1)
+    assert torch.allclose(logits(model.merge_and_unload()), attached, atol=2e-3, rtol=1e-3)
