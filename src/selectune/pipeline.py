@@ -544,17 +544,18 @@ class Chain:
         """Choose with as few examples as possible; return the seconds that the recipe's own choice will take, and what was assumed."""
         asked = self.parameters
         wanted = min(getattr(asked, "examples", 0), len(self.records("train")))
-        if wanted <= _REHEARSED[-1]:
+        if wanted <= _REHEARSED:
             self.choose()
             return self.run.costs()[-1].seconds, []
-        seconds = []
-        for examples in _REHEARSED:
-            self.parameters = asked.model_copy(update={"examples": examples})
-            self.choose()
-            seconds.append(self.run.costs()[-1].seconds)
-        each = max(0.0, (seconds[1] - seconds[0]) / (_REHEARSED[1] - _REHEARSED[0]))
-        note = f"the weights were chosen by {_REHEARSED[1]} examples instead of {wanted}, and may be others in the run"
-        return seconds[1] + (wanted - _REHEARSED[1]) * each, [note]
+        begin = time.perf_counter()
+        self.load_base(quantised=False)
+        loading = time.perf_counter() - begin
+        self.parameters = asked.model_copy(update={"examples": _REHEARSED})
+        self.choose()
+        took = self.run.costs()[-1].seconds
+        each = max(took - loading, 0.0) / _REHEARSED
+        note = f"the weights were chosen by {_REHEARSED} examples instead of {wanted}, and may be others in the run"
+        return took + (wanted - _REHEARSED) * each, [note]
 
     def measure_specialist(self) -> None:
         from selectune import evaluation
@@ -612,8 +613,8 @@ class Chain:
         self.run.write("data.json", summary)
 
 
-_REHEARSED = (1, 4)
-"""Examples on which a prediction chooses: twice, so that what an example takes is told from what the choice takes anyway."""
+_REHEARSED = 6
+"""Examples on which a prediction chooses. Each has a length of its own, as those of the run will have, and compiles kernels for it."""
 _TOGETHER = "training_cost.json"  # what several processes cost, for the one that started them
 MEASUREMENTS = 3
 """Raise it when what is measured changes: kept measurements of bases are then taken anew."""
