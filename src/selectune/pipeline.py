@@ -515,12 +515,12 @@ class Chain:
 
     def predict(self) -> Prediction:
         """Prepare the data, choose by a few examples, run a few steps of training, and say what the whole will take."""
-        from selectune.training.predict import predict
-
         self.prepare()
         self.choose_examples()
         choosing, notes = self._rehearse_choice()
         begin = time.perf_counter()
+        from selectune.training.predict import predict  # what training imports is loaded in the stage that is predicted
+
         made = self.trainable()
         return predict(
             made.model,
