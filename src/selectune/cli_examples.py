@@ -28,7 +28,6 @@ def select(
         str, typer.Option(help="The base that measures: built-in name, folder, .gguf file or hub id.")
     ] = "smollm2-135m-instruct",
     kept: Annotated[Path | None, typer.Option(help="Folder that keeps what is measured, so that it is measured once.")] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: on the workers of a Ray cluster.")] = "local",
     column: Annotated[list[str] | None, typer.Option(help="A column's role: question=COLUMN. May be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -45,7 +44,7 @@ def select(
 
     given: dict[str, Any] = {"fraction": fraction, "count": count, "by": by}
     chosen = choose_examples(
-        data, method, target=target, out=out, scores=scores, base=base, folder=kept, engine=engine, columns=pairs(column), seed=seed, quiet=quiet,
+        data, method, target=target, out=out, scores=scores, base=base, folder=kept, columns=pairs(column), seed=seed, quiet=quiet,
         **{key: value for key, value in given.items() if value is not None},
     )  # fmt: skip
     if not quiet:

@@ -39,7 +39,6 @@ def test_mistakes_are_one_line(pool_file, llama_folder):
         ({"method": "longest", "count": 1000}, "at most 60"),
         ({"method": "longest", "target": "nowhere.jsonl"}, "nowhere"),
         ({"method": "longest:fractoin=0.1"}, "fraction"),
-        ({"method": "longest", "engine": "spark"}, "local or ray"),
     ):
         with pytest.raises(UserError, match=told) as error:
             selectune.choose_examples(str(pool_file), base=str(llama_folder), quiet=True, **wrong)

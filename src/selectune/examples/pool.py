@@ -42,8 +42,6 @@ class Pool:
     quiet: bool = False
     folder: Path | None = None
     """Where signals are kept as they come; left out: in memory only."""
-    engine: str = "local"
-    """``local``, or ``ray``: signals are computed by the workers of a Ray cluster."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the choice, a sentence each."""
 

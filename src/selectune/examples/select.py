@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from selectune import catalogue
-from selectune.errors import UserError
 from selectune.run import write_atomically
 
 
@@ -36,7 +35,6 @@ def choose_examples(
     scores: str | Path | None = None,
     base: str = "smollm2-135m-instruct",
     folder: str | Path | None = None,
-    engine: str = "local",
     columns: dict[str, str] | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -47,7 +45,7 @@ def choose_examples(
     Args:
         data: a file, folder, glob or hub id. method: as in a recipe; ``settings`` are more of its hyper-parameters, such as ``fraction=0.1``.
         target: records of the target. out: JSON lines for the chosen records, as chat records where they are conversations.
-        scores: a parquet file for every record's signals. base: measures. folder: keeps what is measured. engine: ``local`` or ``ray``.
+        scores: a parquet file for every record's signals. base: measures. folder: keeps what is measured.
 
     Raises:
         UserError: a mistake in the input, a budget larger than the pool, a signal that cannot be measured.
@@ -60,8 +58,6 @@ def choose_examples(
 
     values = dict(method) if isinstance(method, dict) else catalogue.create("examples", method, "method").describe()
     made: Any = catalogue.create("examples", values | settings, "method")
-    if engine not in ("local", "ray"):
-        raise UserError(f"unknown engine '{engine}'", field="engine", expected="local or ray")
     records = read_pool(data, columns or {})
     wanted = read_pool(target, columns or {}, "target") if target is not None else []
     in_bfloat16 = bf16_is_fast()
@@ -74,7 +70,6 @@ def choose_examples(
         bfloat16=in_bfloat16,
         quiet=quiet,
         folder=None if folder is None else Path(folder),
-        engine=engine,
     )
     choice = made.select(pool)
     kept = [records[place] for place in choice.places.tolist()]

@@ -53,11 +53,6 @@ def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None)
 
 
 def _measured(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[list[Record], Array]]:
-    if pool.engine == "ray":
-        from selectune.examples.factors.ray_engine import measured_by_ray
-
-        yield from measured_by_ray(pool, signal, batches)
-        return
     worker = Worker(pool.base, pool.encoder, pool.bfloat16, pool.seed, pool.meter) if signal.needs_base else None
     shown = len(batches) > 1 and not pool.quiet
     for batch in track(batches, signal.shown, console=Console(file=sys.stderr), transient=True) if shown else batches:
