@@ -1,5 +1,5 @@
 # make demo: the main job on the built-in example.   make test: the whole test suite.
-# make docs: writes docs/methods from the catalogue.
+# make docs: writes docs/methods from the catalogue.  Tests run a process for each core, of one thread: tiny models gain nothing by two.
 # All make .venv first and install exactly what constraints.txt says; the second time they find it ready.
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ demo: .venv/ready
 test: .venv/ready-test
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy src
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 docs: .venv/ready
 	$(BIN)/selectune methods write docs/methods

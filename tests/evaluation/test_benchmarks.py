@@ -41,7 +41,9 @@ def test_predictions_are_those_of_lm_eval(name, few_shot, files, tmp_path):
     assert found["equal"] == found["items"], found["different"]
 
 
-@pytest.mark.skipif(not ROOT.is_dir(), reason="the benchmarks are not handed out with the project: name their folder with SELECTUNE_DATA_ROOT")
+@pytest.mark.skipif(
+    not ROOT.is_dir(), reason="the benchmarks are not handed out with the project: name their folder with SELECTUNE_DATA_ROOT"
+)
 def test_every_benchmark_reads_its_local_file():
     model = load_base_of_tiny()
     for name in known_benchmarks():

@@ -39,6 +39,9 @@ FAMILIES = {
     "controls": "What every choice must beat: everything, chance, and simple rules. A method that is no better than these chose nothing.",
     "other": "Choices that fit none of the other families.",
     "examples": "Which of the records are worth training on.",
+    "quality": "Records are chosen one by one, by what each is worth: how hard it is for the base, how well it fits it, what was learnt from it.",
+    "diversity": "Records are chosen for what they add to the others: groups, centres, volumes, coverage.",
+    "target": "Records are chosen toward examples of what the specialist is for.",
     "adapters": "The chosen weights change in place, or something small is trained beside them.",
     "objectives": "What a token of a response costs.",
     "policies": "What happens between two steps: selections that are made again, weights that are frozen or averaged.",
@@ -200,8 +203,17 @@ def recipe_line(method: type[Method]) -> str:
 def python_line(method: type[Method]) -> str:
     """Return the call that uses a method, with its defaults written out."""
     values = defaults(method)
-    said = method.name if len(values) == 1 else values
-    return f'selectune.specialize("questions.jsonl", {KEYS.get(method.axis, method.axis)}={said!r})'.replace("'", '"')
+    said = _in_double_quotes(method.name if len(values) == 1 else values)
+    return f'selectune.specialize("questions.jsonl", {KEYS.get(method.axis, method.axis)}={said})'
+
+
+def _in_double_quotes(value: Any) -> str:
+    """Return a Python literal whose strings stand in double quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_in_double_quotes(key)}: {_in_double_quotes(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_in_double_quotes, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def pages(evidence: Path | None = None) -> dict[str, str]:
