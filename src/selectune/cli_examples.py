@@ -39,8 +39,8 @@ def select(
     selectune select pool.jsonl -m sift --target examples-of-my-task.jsonl --count 500 --scores scores.parquet
     ```
     """
-    from selectune import choose_examples
     from selectune.cli import pairs
+    from selectune.examples.select import choose_examples
 
     given: dict[str, Any] = {"fraction": fraction, "count": count, "by": by}
     chosen = choose_examples(

@@ -113,7 +113,7 @@ class AttachedForm(Form):
     def _attach(self, model: Any, places: dict[str, Settings], seed: int) -> None:
         for number, (name, settings) in enumerate(places.items()):
             layer = model.get_submodule(name)
-            one = self.build(layer, settings, seed * 100_003 + number)
+            one: Any = self.build(layer, settings, seed * 100_003 + number)
             one.settings = settings
             attach(layer, one)
         model.disable_adapter = partial(_disabled, model)

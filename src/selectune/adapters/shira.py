@@ -48,7 +48,7 @@ class SHiRA(PEFTTuner):
             spare = (~taken).nonzero().squeeze(-1)[: r * sum(part.shape) - int(taken.sum())]
             return taken.index_fill(0, spare, True).view(part.shape).to(layer.weight.device)  # type: ignore[arg-type]
 
-        config.mask_fn = mask
+        config.mask_fn = mask  # type: ignore[assignment]
         return config
 
     def apply(self, base: Base, selection: Selection, seed: int) -> Any:

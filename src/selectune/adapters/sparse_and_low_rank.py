@@ -64,7 +64,7 @@ class SparseAndLowRank(Form):
     @torch.no_grad()
     def save_tensors(self, model: Any, base: Base, selection: Selection, folder: Path) -> None:
         parts, weights = entries(model), dict(model.named_parameters())
-        values = {}
+        values: dict[str, Any] = {}
         for name in selection.names():
             layer, _, key = name.rpartition(".")
             inside = f"{layer}.base_layer.{key}"  # of a layer that has an adapter

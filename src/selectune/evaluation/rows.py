@@ -159,7 +159,7 @@ def by_length(questions: Iterable[Question]) -> list[Question]:
 
 
 def end_to_end(
-    items: Iterable[Item], tokens: int, read: Callable[[Item], int] = lambda question: question.read
+    items: Iterable[Item], tokens: int, read: Callable[[Any], int] = lambda question: question.read
 ) -> Iterator[list[Item]]:
     """Yield runs of questions, or of other items, that read at most ``tokens`` tokens (one item, where it is longer)."""
     run: list[Item] = []

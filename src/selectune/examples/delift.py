@@ -152,8 +152,8 @@ class InContextUtility(ExampleMethod):
         count = max(2, round(self.measured * len(helped))), max(2, round(self.measured * len(helpers)))
         known = utilities(pool, helped[: count[0]], helpers[: count[1]])
         if self.measured < 1:
-            vectors = [measure(pool, SentenceEmbedding(of="both"), records) for records in (helped, helpers)]
-            known = guessed(known, *vectors, pool.seed)
+            signal = SentenceEmbedding(of="both")
+            known = guessed(known, measure(pool, signal, helped), measure(pool, signal, helpers), pool.seed)
         return minimum_maximum(known)
 
 

@@ -83,7 +83,8 @@ class Compression(ExampleMethod):
         ratios = np.array([self._ratio(text) for text in texts])
         own, rank = ratios.copy(), np.empty(len(texts), dtype=np.int64)
         rank[pool.order] = np.arange(len(texts))
-        chosen, held, taken = [], b"", np.zeros(len(texts), dtype=bool)
+        chosen: list[int] = []
+        held, taken = b"", np.zeros(len(texts), dtype=bool)
         wanted = self.about(pool) if self.by == "records" else len(pool)
         spent, budget = 0, self.budget(pool)
         while len(chosen) < wanted and (self.by == "records" or spent < budget):

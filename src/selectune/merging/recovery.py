@@ -90,7 +90,8 @@ def recover(
     def phase(rolls_back: bool) -> tuple[Recovered, dict[str, Tensor]] | None:
         """Steps from the specialist on, until its task suffers; None where it does after the warm-up already."""
         _put(values, tuned)
-        done, good, gradient = Recovered(0, rolls_back, 0), tuned, {}
+        done, good = Recovered(0, rolls_back, 0), tuned
+        gradient: dict[str, Tensor] = {}
         for step in range(1, settings.steps + 1):
             found, similarity = gradients(model, probes, wanted, eligible, settings)
             done.similarities.append(similarity)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -146,7 +147,7 @@ class Conductance(ParameterMethod):
 
         for step in range(self.steps + 1):
             share = 1 - self.masked * (1 - step / self.steps)
-            yield lambda share=share: at(share)
+            yield partial(at, share)
 
     def surprisal(self, context: Context, row: dict[str, Tensor]) -> Tensor:
         """Return the base's surprise at each token, ``(length,)``; the first has none."""

@@ -20,7 +20,7 @@ from selectune.parameters.factors.targets import targets
 from selectune.parameters.factors.trial import trial
 from selectune.parameters.factors.units import gathered, units
 from selectune.parameters.method import Budgeted, Context
-from selectune.parameters.selection import Selection
+from selectune.parameters.selection import Part, Selection
 
 
 class LTSFT(Budgeted):
@@ -52,11 +52,11 @@ class LTSFT(Budgeted):
         everything = Selection.of(context.base.model, [target.name for target in eligible])
         weights = dict(context.base.model.named_parameters())
         origin = {target.name: weights[target.name].detach().float() for target in eligible}
-        present: dict[str, Tensor] = {}
+        present: dict[str, tuple[Part, Tensor]] = {}
         found = Selection({})
         for round_ in range(self.iterations):
             there = self._at(present)
-            options = {"steps": self.steps, "learning_rate": self.learning_rate, "prepare": there}
+            options: dict[str, Any] = {"steps": self.steps, "learning_rate": self.learning_rate, "prepare": there}
             first = trial(context, everything, before_step=self._pull(origin, everything), **options)
             change = {name: first.change(name).abs() for name in origin}
             del first

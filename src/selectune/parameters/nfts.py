@@ -13,7 +13,7 @@ from selectune.parameters.factors.roles import weights_by_role
 from selectune.parameters.factors.search import Code, Trials, distant, evolve
 from selectune.parameters.method import Context
 from selectune.parameters.searched import Searched
-from selectune.parameters.selection import Selection
+from selectune.parameters.selection import Part, Selection
 
 OPTIONS = ("", "attention", "mlp", "linear")
 
@@ -66,7 +66,8 @@ class NFTS(Searched):
 
     def decode(self, context: Context, code: Code) -> Selection:
         """Return the weights that a code stands for: a digit for each group, from the embeddings to the head."""
-        count, parts = len(context.base.anatomy.blocks), {}
+        count = len(context.base.anatomy.blocks)
+        parts: dict[str, Part] = {}
         for group, digit in enumerate(code):
             inside = range(group * count // len(code), (group + 1) * count // len(code))
             if digit:

@@ -21,7 +21,7 @@ from selectune.parameters.factors.gradients import first, rows_of
 from selectune.parameters.factors.targets import Target, targets
 from selectune.parameters.factors.trial import in_bfloat16
 from selectune.parameters.method import Context, ParameterMethod
-from selectune.parameters.selection import Part, Selection
+from selectune.parameters.selection import Form, Part, Selection
 
 
 class SalientChannels(ParameterMethod):
@@ -53,7 +53,7 @@ class SalientChannels(ParameterMethod):
                 raise UserError(
                     f"{self.channels} channels are asked for and there are {len(scores)}", field="parameters.channels"
                 )
-            form = "columns" if target.transposed else "rows"
+            form: Form = "columns" if target.transposed else "rows"
             parts[target.name] = Part(target.shape, form, best(scores, self.channels or max(len(scores) // 8, 1)))
         return Selection(dict(sorted(parts.items())))
 

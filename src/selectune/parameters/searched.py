@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from selectune.parameters.factors.search import Key, Table, Trials
+from selectune.parameters.factors.search import Table, Trials
 from selectune.parameters.method import Context, ParameterMethod
 
 
@@ -33,6 +33,6 @@ class Searched(ParameterMethod, ABC):
         """Return what tells a selection's worth."""
         return Trials(context, self.steps, self.learning_rate, self.examples, folds, retention=self.retention)
 
-    def table(self, context: Context, measure: Callable[[Key], float], expected: int | None = None) -> Table[Key]:
+    def table(self, context: Context, measure: Callable[[Any], float], expected: int | None = None) -> Table[Any]:
         """Return a table of candidates within the budget of trials."""
         return Table(measure, most=self.trials, expected=expected, quiet=context.quiet)

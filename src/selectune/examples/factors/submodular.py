@@ -123,7 +123,7 @@ def lazy_greedy(function: Gains, count: int, order: Array | None = None) -> tupl
             gained.append(-gain)
             looked = 1
             continue
-        stale = []
+        stale: list[tuple[float, int, int, int]] = []
         while heap and len(stale) < looked and heap[0][2] != len(chosen):
             stale.append(heapq.heappop(heap))
         looked = min(2 * looked, BLOCK)

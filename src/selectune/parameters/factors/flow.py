@@ -45,7 +45,7 @@ def grasp(context: Context, targets: Sequence[Target], settings: Settings) -> Sc
                 total.add_(0 if one is None else one, alpha=1 / len(rows))
         for row in rows:
             found = torch.autograd.grad(_loss(model, row), weights, create_graph=True, allow_unused=True)
-            product = sum((one * kept).sum() for one, kept in zip(found, goal, strict=True) if one is not None)
+            product = torch.stack([(one * kept).sum() for one, kept in zip(found, goal, strict=True) if one is not None]).sum()
             for total, one in zip(flow, torch.autograd.grad(product, weights, allow_unused=True), strict=True):
                 total.add_(0 if one is None else one, alpha=1 / len(rows))
             context.meter.count(forward=2 * row["input_ids"].numel(), backward=3 * row["input_ids"].numel())

@@ -88,12 +88,14 @@ def read_pairs(context: Context, path: str) -> list[Pair]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             one = json.loads(line)
-            prompts = [tuple(context.encoder.prompt_ids([Message("user", one[key])])) for key in ("reference", "counterfactual")]
+            asked, instead = (
+                tuple(context.encoder.prompt_ids((Message("user", one[key]),))) for key in ("reference", "counterfactual")
+            )
             answer = context.base.tokenizer(one["answer"], add_special_tokens=False)["input_ids"][0]
         except (ValueError, KeyError, TypeError, IndexError):
             raise UserError(f"line {number} is no pair", file=file, field="parameters.pairs",
                             expected='{"reference": "...", "counterfactual": "...", "answer": "..."}') from None  # fmt: skip
-        pairs.append(Pair(*prompts, answer))
+        pairs.append(Pair(asked, instead, answer))
     return pairs
 
 
