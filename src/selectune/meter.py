@@ -30,6 +30,12 @@ class Cost(BaseModel):
     """Largest resident memory of the process (or of the accelerator, where one is used) during the stage."""
     bytes_written: int = 0
 
+    def after(self, other: Cost) -> Cost:
+        """Return the cost of both, one after the other: time adds up, memory does not."""
+        both = self.plus(other)
+        peak = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return both.model_copy(update={"stage": other.stage, "seconds": self.seconds + other.seconds, "peak_memory_bytes": peak})
+
     def plus(self, other: Cost) -> Cost:
         """Return the cost of both, one beside the other: memory adds up, time does not."""
         return self.model_copy(update={

@@ -172,3 +172,17 @@ def test_mistakes_are_told(tmp_path, llama_folder):
         selectune.experiment(missing, quiet=True)
     page = selectune.experiment(file, minutes=0, quiet=True)
     assert "Nothing was run yet" in page.read_text() and "gradient, lamps" in page.read_text().split("## Not run")[1]
+
+
+@pytest.mark.slow
+def test_a_method_may_choose_its_records(tmp_path, llama_folder):
+    lines_ = [{"name": "longest", "examples": "longest:count=6", "parameters": "all"}]
+    controls = {"random": False, "lora": False, "last_blocks": False}
+    selectune.experiment(write(tmp_path, llama_folder, methods=lines_, controls=controls, learning_rates=[1e-3]), quiet=True)
+    found = cells(tmp_path)
+    longest, every = found["longest", 0], found["full_fine_tuning", 0]
+    assert longest["recipe"]["examples"]["count"] == 6 and every["recipe"]["examples"]["method"] == "all"
+    assert longest["entries"] == every["entries"]
+    assert [len(file.read_text().splitlines()) for file in (tmp_path / "runs" / "small").rglob("choices/*/chosen.jsonl")] == [6]
+    kept = {"choices", "trials"}
+    assert all(len(list((tmp_path / "runs" / "small" / kind).glob("*.json"))) == 2 for kind in kept)

@@ -36,6 +36,7 @@ class Facts(Written):
 class Fitted:
     """A method within a budget: every axis as a recipe writes it."""
 
+    examples: dict[str, Any]
     parameters: dict[str, Any]
     form: dict[str, Any]
     objective: dict[str, Any]
@@ -74,7 +75,10 @@ def fit(line: MethodLine, entries: int, facts: Facts) -> Fitted:
     else:
         within = entries
     objective, policy = catalogue.create("objectives", line.objective), catalogue.create("policies", line.policy)
-    return Fitted(parameters.describe(), form.describe(), objective.describe(), policy.describe(), within, knob)
+    examples = catalogue.create("examples", line.examples)
+    return Fitted(
+        examples.describe(), parameters.describe(), form.describe(), objective.describe(), policy.describe(), within, knob
+    )
 
 
 def fit_knob(parameters: Any, knob: str, entries: int, count: Callable[[Any], int]) -> Any:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from selectune.errors import UserError
 from selectune.experiment.budget import Fitted, fit_knob, fit_rank
 from selectune.experiment.protocol import ENDLESS, Task
 from selectune.experiment.store import Choice, Measured, Piece, Trial
-from selectune.meter import Meter
+from selectune.meter import Cost, Meter
 from selectune.pipeline import Chain
 from selectune.recipe import DataRecipe, Recipe
 from selectune.run import Benchmark, Run, folder_atomically
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from selectune.models import Base
 
 SPLITS = ("train", "dev", "test")
-CHOSEN = "selection.safetensors"
+CHOSEN, RECORDS = "selection.safetensors", "chosen.jsonl"
 
 
 def prepare(task: Task, data: DataRecipe, folder: Path) -> Piece:
@@ -88,19 +89,25 @@ def choose(recipe: Recipe, data: Path, base: Base, room: Path, fitted: Fitted) -
         within = fit_knob(trying.parameters, fitted.knob, fitted.entries, count)
         recipe = recipe.model_copy(update={"parameters": within.describe()})
     chain = Chain(open_run(room / "chosen", recipe, data), recipe, quiet=True, loaded=base)
+    chain.choose_examples()
     chain.choose()
     selection, form = Selection.load(chain.run.path(CHOSEN)), chain.form
     if fitted.knob is None and fitted.entries is not None:
         form = fit_rank(form, base, selection, fitted.entries)
     _link(chain.run.path(CHOSEN), room / CHOSEN)
-    return Choice(parameters=chain.parameters.describe(), form=form.describe(), entries=form.count(base, selection),
-                  cost=chain.run.costs()[-1])  # fmt: skip
+    if chain.run.has(f"data/{RECORDS}"):
+        _link(chain.run.path("data", RECORDS), room / RECORDS)
+    costs = [cost for cost in chain.run.costs() if cost.stage in ("choose_examples", "choose")]
+    cost = reduce(Cost.after, costs)
+    return Choice(parameters=chain.parameters.describe(), form=form.describe(), entries=form.count(base, selection), cost=cost)
 
 
 def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> Trial:
     """Train at one learning rate; the specialist stays in ``room`` and what only a resumed training needs is removed."""
     run = open_run(room, recipe, data)
     _link(chosen, run.path(CHOSEN))
+    if (chosen.parent / RECORDS).exists():
+        _link(chosen.parent / RECORDS, run.path("data", RECORDS))
     settings = recipe.training
     if settings.epochs == ENDLESS and settings.micro_batch_sequences != "auto":  # nothing is left to be planned
         run.write("plan.json", {"steps": settings.max_steps, "micro_batch_sequences": settings.micro_batch_sequences})

@@ -95,8 +95,8 @@ class Plan:
 
     def choice_key(self, slot: Slot) -> str:
         fitted = self.fitted(slot)
-        return key_of(base=self.facts.fingerprint, data=self.data_keys[slot.task], parameters=fitted.parameters, form=fitted.form,
-                      entries=fitted.entries, knob=fitted.knob, seed=slot.seed, bfloat16=self.facts.bfloat16)  # fmt: skip
+        return key_of(base=self.facts.fingerprint, data=self.data_keys[slot.task], examples=fitted.examples, parameters=fitted.parameters,
+                      form=fitted.form, entries=fitted.entries, knob=fitted.knob, seed=slot.seed, bfloat16=self.facts.bfloat16)  # fmt: skip
 
     def recipe(self, slot: Slot, choice: Choice | None = None, rate: float | None = None, steps: int | None = None) -> Recipe:
         """Return the recipe of a piece of a cell; the method and form of a choice are those that the budget holds."""
@@ -105,7 +105,7 @@ class Plan:
         return recipes.parse({
             "name": "piece", "base": self.protocol.base, "trust_remote_code": self.protocol.trust_remote_code,
             "data": self.data(slot.task).model_dump(), "training": training.model_dump(), "seed": slot.seed,
-            "parameters": (choice or fitted).parameters, "form": (choice or fitted).form,
+            "examples": fitted.examples, "parameters": (choice or fitted).parameters, "form": (choice or fitted).form,
             "objective": fitted.objective, "policy": fitted.policy,
         })  # fmt: skip
 
@@ -223,7 +223,8 @@ class Plan:
         choice, trial, fitted = self.store.read(Choice, "choices", missing.choice_key), missing.trial, self.fitted(slot)
         assert choice is not None and trial is not None
         training = missing.recipe.training.model_dump(mode="json", exclude_defaults=True)
-        methods = {"parameters": choice.parameters, "form": choice.form, "objective": fitted.objective, "policy": fitted.policy}
+        methods = {"examples": fitted.examples, "parameters": choice.parameters, "form": choice.form, "objective": fitted.objective,
+                   "policy": fitted.policy}  # fmt: skip
         return self.described(slot, Cell(
             table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed, entries=trial.entries,
             learning_rate=trial.learning_rate, steps=trial.steps, choose=choice.cost, train=trial.cost,

@@ -60,6 +60,8 @@ class MethodLine(Section):
     """How the tables call it; alone, the name of a method of the catalogue (weights first, then forms)."""
     paper: str = ""
     """Left out: that of the catalogue."""
+    examples: MethodChoice = "all"
+    """Which records train; choosing them is charged."""
     parameters: MethodChoice | None = None
     """Left out: every weight."""
     form: MethodChoice = "full"
@@ -261,7 +263,14 @@ def _words(values: Any) -> Any:
 
 
 def _check_method(line: MethodLine, file: str | Path, number: int) -> None:
-    for axis, key in (("parameters", "parameters"), ("adapters", "form"), ("objectives", "objective"), ("policies", "policy")):
+    axes = {
+        "examples": "examples",
+        "parameters": "parameters",
+        "adapters": "form",
+        "objectives": "objective",
+        "policies": "policy",
+    }
+    for axis, key in axes.items():
         try:
             catalogue.create(axis, getattr(line, key) or "all", key)
         except UserError as error:

@@ -65,7 +65,7 @@ class Conductance(ParameterMethod):
     name: ClassVar[str] = "conductance"
     family: ClassVar[str] = "blocks"
     paper: ClassVar[str] = (
-        "Restore Any Image with Masks, ECCV 2024 (random order); RAM++: Robust Representation Learning via Adaptive Mask, 2025 (adaptive order)"
+        "Restore Anything with Masks, ECCV 2024, arXiv 2409.19403 (random order); RAM++, 2025, arXiv 2509.12039 (adaptive order)"
     )
     summary: ClassVar[str] = (
         "The layers through which the change from a masked to the full input flows (mask attribute conductance)."
