@@ -66,7 +66,8 @@ class LossOfModel(nn.Module):
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether they are."""
-        return bool(self.causal.is_gradient_checkpointing)
+        name = "is_activation_checkpointing"  # called is_gradient_checkpointing by older transformers
+        return bool(getattr(self.causal, name if hasattr(type(self.causal), name) else "is_gradient_checkpointing"))
 
     @contextmanager
     def attending(self, rows: list[dict[str, Tensor]]) -> Iterator[None]:
