@@ -173,7 +173,7 @@ def test_no_permission(tmp_path, monkeypatch):
         monkeypatch.setattr("builtins.open", refuse)
         monkeypatch.setattr("io.open", refuse)
     with pytest.raises(UserError, match="may not be read"):
-        pipeline.specialize(path, quiet=True)
+        pipeline.specialize(path, quiet=True, output=str(tmp_path))
 
 
 def test_no_room_on_the_disk(tmp_path, llama_folder, monkeypatch):
