@@ -39,6 +39,10 @@ def test_mistakes_are_one_line(pool_file, llama_folder):
         ({"method": "longest", "count": 1000}, "at most 60"),
         ({"method": "longest", "target": "nowhere.jsonl"}, "nowhere"),
         ({"method": "longest:fractoin=0.1"}, "fraction"),
+        ({"method": "longest", "columns": {"question": "Frage"}}, "Frage"),
+        ({"method": "longest", "out": "/no/such/folder/out.jsonl"}, "does not exist"),
+        ({"method": "longest", "scores": "/no/such/folder/s.parquet"}, "does not exist"),
+        ({"method": "longest", "out": "/dev/full/x"}, "does not exist"),
     ):
         with pytest.raises(UserError, match=told) as error:
             selectune.choose_examples(str(pool_file), base=str(llama_folder), quiet=True, **wrong)
@@ -59,3 +63,27 @@ def test_a_run_trains_on_what_was_chosen(pool_file, tmp_path, llama_folder):
     assert records_from_file(again.path("data", "chosen.jsonl")) == chosen
     plain = selectune.specialize(str(pool_file), name="plain", quiet=True, **values)
     assert not Run.open(plain.folder).has("data/chosen.jsonl")
+
+
+def test_a_full_disk_is_one_line_and_what_was_measured_is_kept(pool_file, tmp_path, llama_folder, monkeypatch):
+    import pyarrow.parquet as parquet
+
+    from selectune.examples.factors import store
+
+    monkeypatch.setattr(store, "BATCH", 20)
+    plain, writes = parquet.write_table, []
+
+    def full(table, place):
+        writes.append(place)
+        if len(writes) == 2:
+            raise OSError(28, "No space left on device")
+        plain(table, place)
+
+    monkeypatch.setattr(parquet, "write_table", full)
+    kept = tmp_path / "kept"
+    asked = {"method": "loss:count=5", "base": str(llama_folder), "folder": kept, "quiet": True}
+    with pytest.raises(UserError, match="No space left"):
+        selectune.choose_examples(str(pool_file), **asked)
+    assert len(list(kept.rglob("part-*.parquet"))) == 1
+    assert selectune.choose_examples(str(pool_file), **asked).chosen == 5
+    assert len(writes) == 4 and len(list(kept.rglob("part-*.parquet"))) == 3

@@ -138,7 +138,7 @@ def read_pool(sources: str | list[str], columns: dict[str, str], field: str = "d
     Raises:
         UserError: they cannot be read, or none is usable.
     """
-    return _load(DataRecipe(columns=columns), sources, field, None)[0]
+    return _load(DataRecipe(columns=columns), sources, field, _Account())[0]
 
 
 def split(records: list[Record], dev: float, test: float) -> dict[str, list[Record]]:

@@ -142,7 +142,7 @@ class InContextUtility(ExampleMethod):
         if self.stage != "general":
             toward = self._matrix(pool, records, list(pool.target)).max(1)
             floor, cap = (toward, None) if self.stage == "continual" else (None, toward)
-        count = self.about(pool) if self.by == "records" else len(pool)
+        count = self.needed(pool)
         places, gains = lazy_greedy(FacilityLocation(OfMatrix(kernel), floor, cap), count)
         gained = np.full(len(pool), np.nan)
         gained[order[places]] = gains

@@ -172,7 +172,7 @@ class Determinant(Embedded):
             signals = difficulty(pool)
             ratio = signals["instruction-following difficulty"]
             weight = np.exp(self.quality * np.nan_to_num(np.where(ratio < 1, ratio, 0.0)) / 2)[order]
-        count = self.about(pool) if self.by == "records" else len(pool)
+        count = self.needed(pool)
         places, gains = greedy_determinant(vectors[order], count, weight, self.tau)
         spread = np.full(len(pool), np.nan)
         spread[order[places]] = gains
@@ -194,7 +194,7 @@ class Centres(Embedded):
         vectors = self.embed(pool)[order]
         mean = vectors.mean(0)
         first = int((vectors @ mean).argmax())
-        count = self.about(pool) if self.by == "records" else len(pool)
+        count = self.needed(pool)
         return Choice(self.fill(pool, order[k_centre(vectors, count, first)]))
 
 
@@ -210,7 +210,7 @@ class Coverage(Embedded):
     def choose(self, pool: Pool) -> Choice:
         order = pool.order
         vectors = self.embed(pool)[order]
-        count = self.about(pool) if self.by == "records" else len(pool)
+        count = self.needed(pool)
         places, gains = lazy_greedy(FacilityLocation(OfVectors(vectors)), count)
         covered = np.full(len(pool), np.nan)
         covered[order[places]] = gains

@@ -62,7 +62,7 @@ class ExampleMethod(Method, ABC):
             raise UserError("there are no records to choose from", field="data.train")
         if self.needs_target and not pool.target:
             raise UserError(f"'{self.name}' chooses toward a target, and there are no target records", field="examples",
-                            expected="records of the target", mend="give --target FILE, or data.test in the recipe")  # fmt: skip
+                            expected="records of the target", mend="give --target FILE, or data.target in the recipe")  # fmt: skip
         if self.budget(pool) >= self.size(pool):
             return Choice(np.arange(len(pool), dtype=np.int64))
         choice = self.choose(pool)
@@ -96,6 +96,10 @@ class ExampleMethod(Method, ABC):
                 kept.append(place)
                 left -= int(sizes[place])
         return np.array(kept, dtype=np.int64)
+
+    def needed(self, pool: Pool) -> int:
+        """Return how many records a sampler must put in order: the budget, or all where tokens decide which still fit."""
+        return self.budget(pool) if self.by == "records" else len(pool)
 
     def about(self, pool: Pool) -> int:
         """Return about how many records the budget will hold, for samplers that must know before they choose."""

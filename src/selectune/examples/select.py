@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selectune import catalogue
+from selectune.errors import UserError
 from selectune.run import write_atomically
 
 
@@ -52,10 +53,13 @@ def choose_examples(
     """
     from selectune.data import Encoder
     from selectune.data.prepare import read_pool
-    from selectune.examples.factors.store import write_scores
+    from selectune.examples.factors.store import write_scores, written
     from selectune.examples.pool import Pool
     from selectune.models import bf16_is_fast, load_base
 
+    for place in (out, scores):
+        if place is not None and not Path(place).absolute().parent.is_dir():
+            raise UserError("its folder does not exist", file=place, mend="make it, or name another file")
     values = dict(method) if isinstance(method, dict) else catalogue.create("examples", method, "method").describe()
     made: Any = catalogue.create("examples", values | settings, "method")
     records = read_pool(data, columns or {})
@@ -74,9 +78,11 @@ def choose_examples(
     choice = made.select(pool)
     kept = [records[place] for place in choice.places.tolist()]
     if out is not None:
-        write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
+        with written(out):
+            write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
     if scores is not None:
-        write_scores(Path(scores), pool, choice.signals, choice.places)
+        with written(scores):
+            write_scores(Path(scores), pool, choice.signals, choice.places)
     return Selected(len(records), len(kept), int(pool.tokens[choice.places].sum()), pool.notes, kept)
 
 

@@ -85,7 +85,7 @@ class Compression(ExampleMethod):
         rank[pool.order] = np.arange(len(texts))
         chosen: list[int] = []
         held, taken = b"", np.zeros(len(texts), dtype=bool)
-        wanted = self.about(pool) if self.by == "records" else len(pool)
+        wanted = self.needed(pool)
         spent, budget = 0, self.budget(pool)
         while len(chosen) < wanted and (self.by == "records" or spent < budget):
             open_ = np.flatnonzero(~taken)

@@ -120,7 +120,7 @@ class LeastUncertain(Embedded):
             mean = vectors[pool.order].mean(0)
             vectors, wanted = _unit(vectors - mean), _unit(wanted - mean)
         order = pool.order
-        count = self.about(pool) if self.by == "records" else len(pool)
+        count = self.needed(pool)
         places, left = least_uncertain(vectors[order], wanted, count, self.noise)
         variance = np.full(len(pool), np.nan)
         variance[order[places]] = left / len(wanted)
@@ -180,7 +180,7 @@ class Balanced(ExampleMethod):
                 columns += [told[labels == group].mean(0) for group in sorted(set(labels.tolist()))]
         influence = sketches.astype(np.float64) @ np.stack(columns).T
         order = pool.order
-        count = self.about(pool) if self.by == "records" else len(pool)
+        count = self.needed(pool)
         return Choice(self.fill(pool, order[balanced(influence[order], count)]), {"mean influence": influence.mean(1)})
 
 

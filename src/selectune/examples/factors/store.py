@@ -12,6 +12,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from selectune.data.records import Record
+from selectune.errors import UserError
 from selectune.examples.factors.signals import Signal, Worker
 from selectune.examples.pool import Pool
 
@@ -83,11 +85,26 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = arrow.table({"key": list(values), "value": [value.tolist() for value in values.values()]})
     beside = path.with_suffix(".new")
-    parquet.write_table(table, beside)
-    beside.replace(path)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, beside)
+        beside.replace(path)
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[None]:
+    """Within, a file that cannot be written is a user's mistake, told in one line.
+
+    Raises:
+        UserError: it cannot (no permission, no space).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror or error})", file=path,
+                        mend="free space or name another place; what was measured before is kept where a folder was named") from None  # fmt: skip
 
 
 def write_scores(path: Path, pool: Pool, signals: dict[str, Array], places: Array) -> None:
