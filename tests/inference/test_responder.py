@@ -1,0 +1,97 @@
+"""Answers of a local model: greedy ones are those of a plain loop, drawn ones follow the model's distribution and nothing but their question."""
+
+import collections
+
+import pytest
+import torch
+
+from selectune.data import Encoder, Message
+from selectune.examples import Pool
+from selectune.inference.responder import Asking, LocalResponder, Question, responder
+from selectune.models import load_base
+
+
+def asked(*texts):
+    return [[Message("user", text)] for text in texts]
+
+
+@pytest.fixture(scope="module")
+def base(llama_folder):
+    return load_base(llama_folder)
+
+
+def local(base, kept=None):
+    return LocalResponder(base, Encoder(base.tokenizer, 128), kept=kept, quiet=True)
+
+
+def alone(base, text, count):
+    """Greedy tokens, one forward pass each."""
+    ids = Encoder(base.tokenizer, 128).prompt_ids((Message("user", text),))
+    start = len(ids)
+    while len(ids) - start < count:
+        token = int(base.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token == base.tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return base.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_a_greedy_answer_is_the_one_of_the_model_alone(base):
+    texts = ["What is fault 17?", "Hi", "Question: how many lamps are red? Tell me all of them."]
+    found = local(base).answers(asked(*texts), max_new_tokens=12)
+    assert found == [[alone(base, text, 12)] for text in texts]
+    assert local(base).answers(asked("Hi"), samples=3, max_new_tokens=12) == [[alone(base, "Hi", 12)] * 3]
+
+
+def test_a_drawn_answer_follows_its_question_and_seed_alone(base):
+    texts = ["What is fault 17?", "Hi", "How many?"]
+    drawn = {"samples": 3, "temperature": 1.0, "max_new_tokens": 8}
+    together = local(base).answers(asked(*texts), seed=5, **drawn)
+    apart = [local(base).answers(asked(text), seed=5, **drawn)[0] for text in reversed(texts)][::-1]
+    assert together == apart
+    assert together != local(base).answers(asked(*texts), seed=6, **drawn)
+    assert len({text for own in together for text in own}) > 6
+
+
+def test_first_tokens_are_drawn_as_likely_as_the_model_says(base):
+    ids = Encoder(base.tokenizer, 128).prompt_ids((Message("user", "Hi"),))
+    with torch.no_grad():
+        likely = (base.model(input_ids=torch.tensor([ids])).logits[0, -1].double() / 0.7).softmax(-1)
+    count = 600
+    found = local(base).answers(asked("Hi"), samples=count, temperature=0.7, max_new_tokens=1)[0]
+    shares = collections.Counter(found)
+    texts = collections.Counter()
+    for token, share in enumerate(likely.tolist()):
+        texts[base.tokenizer.decode([token], skip_special_tokens=True).strip()] += share
+    for text, share in texts.most_common(3):
+        assert shares[text] / count == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
+
+
+def test_nothing_is_asked_twice_and_a_kill_loses_nothing(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("selectune.inference.responder.TOGETHER", 2)
+    written = []
+    plain = LocalResponder._write
+
+    def killed(self, questions, prompts):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.extend(questions)
+        return plain(self, questions, prompts)
+
+    monkeypatch.setattr(LocalResponder, "_write", killed)
+    texts = [f"What is {i}?" for i in range(6)]
+    with pytest.raises(KeyboardInterrupt):
+        local(base, tmp_path / "answers.sqlite").answers(asked(*texts, *texts), max_new_tokens=4)
+    before, written[:] = set(written), []
+    found = local(base, tmp_path / "answers.sqlite").answers(asked(*texts, *texts), max_new_tokens=4)
+    assert len(before) == 4 and len(written) == 2 and not before & set(written)
+    assert found[:6] == found[6:] == local(base).answers(asked(*texts), max_new_tokens=4)
+    assert Question((), 0, 0.0, 4, 0).key("one") != Question((), 0, 0.0, 4, 0).key("another")
+
+
+def test_another_local_model_answers_when_it_is_named(llama_folder, tiny_folders):
+    pool = Pool([], lambda: load_base(llama_folder), lambda words: Encoder(words, 128), quiet=True)
+    own = responder(Asking(), pool)
+    other = responder(Asking(by_model=str(tiny_folders["qwen2"])), pool)
+    assert own.base is pool.base and other.base.model.config.model_type == "qwen2"
+    assert own.answers(asked("Hi"), max_new_tokens=6) != other.answers(asked("Hi"), max_new_tokens=6)
