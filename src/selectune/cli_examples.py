@@ -29,6 +29,16 @@ def select(
     ] = "smollm2-135m-instruct",
     kept: Annotated[Path | None, typer.Option(help="Folder that keeps what is measured, so that it is measured once.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="A column's role: question=COLUMN. May be repeated.")] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible endpoint that answers, for methods that ask a model.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name there; or a local one that answers.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask nothing; say how many calls, tokens and costs there would be.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
@@ -37,16 +47,28 @@ def select(
     ```
     selectune select pool.jsonl -m longest --fraction 0.1
     selectune select pool.jsonl -m sift --target examples-of-my-task.jsonl --count 500 --scores scores.parquet
+    selectune select pool.jsonl -m robust_ft --endpoint http://localhost:8000/v1 --model NAME --dry-run
     ```
     """
     from selectune.cli import pairs
-    from selectune.examples.select import choose_examples
+    from selectune.examples.select import choose_examples, count_questions
 
-    given: dict[str, Any] = {"fraction": fraction, "count": count, "by": by}
-    chosen = choose_examples(
-        data, method, target=target, out=out, scores=scores, base=base, folder=kept, columns=pairs(column), seed=seed, quiet=quiet,
-        **{key: value for key, value in given.items() if value is not None},
-    )  # fmt: skip
+    given: dict[str, Any] = {"fraction": fraction, "count": count, "by": by, "by_endpoint": endpoint, "by_model": model}
+    asked: dict[str, Any] = {
+        "target": target,
+        "base": base,
+        "folder": kept,
+        "columns": pairs(column),
+        "seed": seed,
+        "quiet": quiet,
+    }
+    asked |= {key: value for key, value in given.items() if value is not None}
+    if dry_run:
+        there = count_questions(data, method, **asked)
+        costs = "" if there.cost is None else f", at most {there.cost:,.2f}"
+        typer.echo(f"{there.calls:,} calls, about {there.read:,} tokens read and at most {there.written:,} written{costs}")
+        return
+    chosen = choose_examples(data, method, out=out, scores=scores, **asked)
     if not quiet:
         typer.echo(f"{chosen.chosen:,} of {chosen.pool:,} records ({chosen.tokens:,} tokens of responses) -> {out}", err=True)
         for note in chosen.notes:

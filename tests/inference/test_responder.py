@@ -7,7 +7,9 @@ import torch
 
 from selectune.data import Encoder, Message
 from selectune.examples import Pool
-from selectune.inference.responder import Asking, LocalResponder, Question, responder
+from selectune.inference.local import LocalResponder
+from selectune.inference.remembering import Question
+from selectune.inference.responder import Asking, responder
 from selectune.models import load_base
 
 
@@ -68,7 +70,7 @@ def test_first_tokens_are_drawn_as_likely_as_the_model_says(base):
 
 
 def test_nothing_is_asked_twice_and_a_kill_loses_nothing(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("selectune.inference.responder.TOGETHER", 2)
+    monkeypatch.setattr("selectune.inference.local.TOGETHER", 2)
     written = []
     plain = LocalResponder._write
 
@@ -85,6 +87,7 @@ def test_nothing_is_asked_twice_and_a_kill_loses_nothing(base, tmp_path, monkeyp
     before, written[:] = set(written), []
     found = local(base, tmp_path / "answers.sqlite").answers(asked(*texts, *texts), max_new_tokens=4)
     assert len(before) == 4 and len(written) == 2 and not before & set(written)
+    monkeypatch.undo()
     assert found[:6] == found[6:] == local(base).answers(asked(*texts), max_new_tokens=4)
     assert Question((), 0, 0.0, 4, 0).key("one") != Question((), 0, 0.0, 4, 0).key("another")
 

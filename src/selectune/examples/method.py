@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.catalogue import Method
+from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.pool import Pool
 
@@ -32,6 +33,8 @@ class Choice:
     """Of single records, where a method has more to say than its signals."""
     weights: Array | None = None
     """Of the chosen records in training, where a method weighs them."""
+    records: Sequence[Record] | None = None
+    """The pool as it trains, ``(records,)``, where a method changes records; left out: as it is."""
 
 
 class ExampleMethod(Method, ABC):
@@ -40,6 +43,8 @@ class ExampleMethod(Method, ABC):
     axis: ClassVar[str] = "examples"
     needs_target: ClassVar[bool] = False
     """Whether it asks what the target looks like."""
+    changes: ClassVar[bool] = False
+    """Whether it changes records, so that it has something to do where all of them train."""
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Share of the pool that trains."""
@@ -63,7 +68,7 @@ class ExampleMethod(Method, ABC):
         if self.needs_target and not pool.target:
             raise UserError(f"'{self.name}' chooses toward a target, and there are no target records", field="examples",
                             expected="records of the target", mend="give --target FILE, or data.target in the recipe")  # fmt: skip
-        if self.budget(pool) >= self.size(pool):
+        if self.budget(pool) >= self.size(pool) and not self.changes:
             return Choice(np.arange(len(pool), dtype=np.int64))
         choice = self.choose(pool)
         choice.places = np.asarray(choice.places, dtype=np.int64)

@@ -19,6 +19,7 @@ from selectune.data.records import Record
 from selectune.meter import Meter
 
 if TYPE_CHECKING:
+    from selectune.inference.remembering import Rehearsal
     from selectune.models import Base
 
 
@@ -44,6 +45,8 @@ class Pool:
     """Where signals are kept as they come; left out: in memory only."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the choice, a sentence each."""
+    rehearsal: Rehearsal | None = None
+    """Counts what a method would ask a model, instead of asking it."""
 
     def __len__(self) -> int:
         return len(self.records)

@@ -27,6 +27,19 @@ class Selected:
     records: list[Any]
 
 
+@dataclass
+class Questions:
+    """What a choice would ask a model."""
+
+    calls: int
+    read: int
+    """Tokens of the prompts, about."""
+    written: int
+    """Tokens of the answers, at most."""
+    cost: float | None
+    """By the method's prices; none where it has none."""
+
+
 def choose_examples(
     data: str | list[str],
     method: str | dict[str, Any],
@@ -51,17 +64,62 @@ def choose_examples(
     Raises:
         UserError: a mistake in the input, a budget larger than the pool, a signal that cannot be measured.
     """
-    from selectune.data import Encoder
-    from selectune.data.prepare import read_pool
     from selectune.examples.factors.store import write_scores, written
-    from selectune.examples.pool import Pool
-    from selectune.models import bf16_is_fast, load_base
 
     for place in (out, scores):
         if place is not None and not Path(place).absolute().parent.is_dir():
             raise UserError("its folder does not exist", file=place, mend="make it, or name another file")
+    made, pool = _method_and_pool(data, method, target, base, folder, columns, seed, quiet, settings)
+    choice = made.select(pool)
+    as_they_train = choice.records or pool.records
+    kept = [as_they_train[place] for place in choice.places.tolist()]
+    if out is not None:
+        with written(out):
+            write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
+    if scores is not None:
+        with written(scores):
+            write_scores(Path(scores), pool, choice.signals, choice.places)
+    return Selected(len(pool), len(kept), int(pool.tokens[choice.places].sum()), pool.notes, kept)
+
+
+def count_questions(
+    data: str | list[str],
+    method: str | dict[str, Any],
+    *,
+    target: str | list[str] | None = None,
+    base: str = "smollm2-135m-instruct",
+    folder: str | Path | None = None,
+    columns: dict[str, str] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> Questions:
+    """Return what :func:`choose_examples` would ask a model that it has not asked yet; no model answers and nothing is chosen.
+
+    Questions that follow from answers are those that follow from empty ones. What the base measures is measured.
+
+    Raises:
+        UserError: as choosing would.
+    """
+    from selectune.inference.remembering import Rehearsal
+
+    made, pool = _method_and_pool(data, method, target, base, folder, columns, seed, quiet, settings)
+    pool.rehearsal = counted = Rehearsal()
+    made.select(pool)
+    read, written = (getattr(made, f"price_{way}", 0.0) * getattr(counted, way) / 1e6 for way in ("read", "written"))
+    return Questions(counted.calls, counted.read, counted.written, read + written or None)
+
+
+def _method_and_pool(
+    data: Any, method: Any, target: Any, base: str, folder: Any, columns: Any, seed: int, quiet: bool, settings: dict[str, Any]
+) -> tuple[Any, Any]:
+    from selectune.data import Encoder
+    from selectune.data.prepare import read_pool
+    from selectune.examples.pool import Pool
+    from selectune.models import bf16_is_fast, load_base
+
     values = dict(method) if isinstance(method, dict) else catalogue.create("examples", method, "method").describe()
-    made: Any = catalogue.create("examples", values | settings, "method")
+    made = catalogue.create("examples", values | settings, "method")
     records = read_pool(data, columns or {})
     wanted = read_pool(target, columns or {}, "target") if target is not None else []
     in_bfloat16 = bf16_is_fast()
@@ -75,15 +133,7 @@ def choose_examples(
         quiet=quiet,
         folder=None if folder is None else Path(folder),
     )
-    choice = made.select(pool)
-    kept = [records[place] for place in choice.places.tolist()]
-    if out is not None:
-        with written(out):
-            write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
-    if scores is not None:
-        with written(scores):
-            write_scores(Path(scores), pool, choice.signals, choice.places)
-    return Selected(len(records), len(kept), int(pool.tokens[choice.places].sum()), pool.notes, kept)
+    return made, pool
 
 
 def _as_chat(record: Any) -> dict[str, Any]:

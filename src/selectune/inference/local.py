@@ -1,0 +1,102 @@
+"""Answers of a model on this machine.
+
+Knows: how many answers are written at once, and how an answer drawn at random depends on its question and a seed alone. Does not know: what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from selectune.inference.remembering import Question, Rehearsal, Remembering
+
+if TYPE_CHECKING:
+    from selectune.meter import Meter
+
+TOGETHER = 32
+"""Answers that are written at once."""
+
+
+class LocalResponder(Remembering):
+    """A model on this machine answers, many questions at once.
+
+    The likeliest answer is the greedy one. One drawn at random adds Gumbel noise to the logits over the temperature and takes the largest, which
+    draws from the model's own distribution; the noise follows from the question, its sample's number and the seed.
+
+    Args:
+        base: the model. encoder: turns messages into its tokens. meter: counts tokens. kept: only for a base that is as it was loaded.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        encoder: Any,
+        meter: Meter | None = None,
+        kept: Path | None = None,
+        quiet: bool = False,
+        rehearsal: Rehearsal | None = None,
+    ) -> None:
+        super().__init__(kept, quiet, rehearsal)
+        self.base, self.encoder, self.meter = base, encoder, meter
+        self.model = f"{base.fingerprint} {encoder.system or ''}"
+
+    def ask(self, questions: list[Question]) -> Iterator[tuple[Question, str]]:
+        """Write the answers, the shortest prompts first (see :meth:`Remembering.ask`)."""
+        prompts = {question: self.encoder.prompt_ids(question.messages) for question in questions}
+        ordered = sorted(questions, key=lambda question: (question.max_new_tokens, question.temperature, len(prompts[question])))
+        for start in range(0, len(ordered), TOGETHER):
+            some = ordered[start : start + TOGETHER]
+            yield from zip(some, self._write(some, [prompts[question] for question in some]), strict=True)
+
+    @torch.no_grad()
+    def _write(self, questions: list[Question], prompts: list[list[int]]) -> list[str]:
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        model, words = self.base.model, self.base.tokenizer
+        limit = max(question.max_new_tokens for question in questions)
+        room = max(1, (getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048) - limit)
+        prompts = [prompt[-room:] for prompt in prompts]
+        width, device = max(map(len, prompts)), model.get_input_embeddings().weight.device
+        ids = torch.tensor([[words.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+        real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        ends = sorted({words.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None})
+        settings = GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            eos_token_id=ends,
+            pad_token_id=words.pad_token_id,
+        )
+        written = model.generate(input_ids=ids, attention_mask=real, generation_config=settings,
+                                 logits_processor=LogitsProcessorList([_Drawn(questions)]))[:, width:]  # fmt: skip
+        if self.meter is not None:
+            self.meter.count(forward=int(real.sum()) + written.numel())
+        return [
+            words.decode(row[: question.max_new_tokens], skip_special_tokens=True).strip()
+            for question, row in zip(questions, written, strict=True)
+        ]
+
+
+class _Drawn:
+    """Noise on logits that makes the largest a draw."""
+
+    def __init__(self, questions: list[Question]) -> None:
+        self._temperatures = [question.temperature for question in questions]
+        self._generators = [torch.Generator().manual_seed(int(question.key("drawn")[:15], 16)) for question in questions]
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float()
+        for row, (temperature, generator) in enumerate(zip(self._temperatures, self._generators, strict=True)):
+            if temperature > 0:
+                noise = -torch.empty(scores.shape[1]).exponential_(generator=generator).log()
+                scores[row] = scores[row] / temperature + noise.to(scores.device)
+        return scores
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
