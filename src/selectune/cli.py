@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from selectune import __version__
+from selectune.cli_domains import domains
 from selectune.cli_examples import select
 from selectune.cli_methods import methods_app
 from selectune.cli_selection import delta_app, selection_app
@@ -31,6 +32,7 @@ app.add_typer(methods_app, name="methods")
 app.add_typer(selection_app, name="selection")
 app.add_typer(delta_app, name="delta")
 app.command()(select)
+app.command()(domains)
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/examples-lora.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
