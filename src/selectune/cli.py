@@ -17,6 +17,7 @@ from selectune import __version__
 from selectune.cli_domains import domains
 from selectune.cli_examples import select
 from selectune.cli_methods import methods_app
+from selectune.cli_novelty import novelty
 from selectune.cli_selection import delta_app, selection_app
 from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_OVER_BUDGET, UserError
 
@@ -33,6 +34,7 @@ app.add_typer(selection_app, name="selection")
 app.add_typer(delta_app, name="delta")
 app.command()(select)
 app.command()(domains)
+app.command()(novelty)
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/examples-lora.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
