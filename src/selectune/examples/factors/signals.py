@@ -49,10 +49,10 @@ class Worker:
         """Give each piece's number, hidden states ``(length, hidden)`` and labels ``(length,)``; several pieces go through the base at once."""
         from selectune.models.attention import record_spans
 
-        packs = list(_packs([len(piece.input_ids) for piece in pieces], self.encoder.max_length))
-        rows = [pack_in_order([pieces[member] for member in members]) for members in packs]
+        groups = list(packs([len(piece.input_ids) for piece in pieces], self.encoder.max_length))
+        rows = [pack_in_order([pieces[member] for member in members]) for members in groups]
         with torch.no_grad(), self.loss.attending(rows):
-            for members, row in zip(packs, rows, strict=True):
+            for members, row in zip(groups, rows, strict=True):
                 inputs: dict[str, Any] = {key: row[key][None] for key in ("input_ids", "position_ids")}
                 if self.loss.by_record:
                     inputs["records"] = record_spans(inputs["position_ids"])
@@ -81,7 +81,7 @@ def pack_in_order(pieces: list[Encoded]) -> dict[str, Tensor]:
     return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
 
-def _packs(lengths: list[int], capacity: int) -> Iterator[list[int]]:
+def packs(lengths: list[int], capacity: int) -> Iterator[list[int]]:
     """Numbers of pieces that share a row: the longest first, as many as fit."""
     row: list[int] = []
     room = capacity
@@ -203,12 +203,12 @@ class GradientSketch(Signal):
         pieces = [(number, piece) for number, record in enumerate(records) for piece in worker.encoder.encode(record)]
         found = torch.zeros(len(records), self.dimension)
         counts = np.zeros(len(records))
-        packs = list(_packs([len(piece.input_ids) for _, piece in pieces], worker.encoder.max_length))
-        rows = [pack_in_order([pieces[member][1] for member in members]) for members in packs]
+        groups = list(packs([len(piece.input_ids) for _, piece in pieces], worker.encoder.max_length))
+        rows = [pack_in_order([pieces[member][1] for member in members]) for members in groups]
         for number, piece in pieces:
             counts[number] += sum(label != -100 for label in piece.labels[1:])
         with worker.loss.attending(rows):
-            for members, row in zip(packs, rows, strict=True):
+            for members, row in zip(groups, rows, strict=True):
                 ends = np.cumsum([len(pieces[member][1].input_ids) for member in members]).tolist()
                 spans = list(zip([0, *ends[:-1]], ends, strict=True))
                 self._one_row(worker, row, spans, [pieces[member][0] for member in members], found)
@@ -246,7 +246,8 @@ class GradientSketch(Signal):
             size = output.shape[-1] * self.rank
             buckets = torch.randint(self.dimension, (size,), generator=generator)
             signs = torch.randint(2, (size,), generator=generator) * 2.0 - 1
-            met = state.float() @ side.T
+            with torch.autocast(state.device.type, enabled=False):
+                met = state.float() @ side.T
 
             def back(gradient: Tensor) -> None:
                 flat = gradient.detach().reshape(-1, gradient.shape[-1]).float()

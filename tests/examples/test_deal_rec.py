@@ -1,0 +1,92 @@
+"""DEALRec: the recursion against a solve, gradients and curvature against autograd, the spread against its definition."""
+
+import numpy as np
+import pytest
+import torch
+
+from selectune.examples.deal_rec import InfluenceAndEffort, Surrogate, inverse_product
+from selectune.examples.factors.last_block import Effort, gradients_at, last_linear, pieces_of
+from selectune.examples.factors.store import measure
+from tests.examples.test_signals import RECORDS, pool
+
+
+def own_loss(model, made, record):
+    """The model's own mean response loss, with a graph."""
+    (piece,) = made.encoder.encode(record)
+    labels = torch.tensor([[-100, *piece.labels[1:]]])
+    return model(input_ids=torch.tensor([piece.input_ids]), labels=labels, use_cache=False).loss
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_gradients_at_a_layer_and_effort_are_autograds(tiny_folders, architecture):
+    made = pool(tiny_folders[architecture])
+    found, model = measure(made, Effort(rank=4)), made.base.model
+    layer = last_linear(made.base, "value")
+    weight = model.get_submodule(layer.module).weight
+    _, pieces, counts = pieces_of(made.worker(), RECORDS[:5])
+    inner = {number: outward.T @ inward for number, inward, outward in gradients_at(made.worker(), pieces, layer)}
+    for number in range(5):
+        weight.requires_grad_(True)
+        (slope,) = torch.autograd.grad(own_loss(model, made, RECORDS[number]), weight)
+        weight.requires_grad_(False)
+        slope = slope.T if architecture == "gpt2" else slope
+        slope = slope if layer.outputs is None else slope[layer.outputs]
+        assert torch.allclose(inner[number] / counts[number], slope, atol=1e-5)
+        side = Effort(rank=4).input_side(slope.shape[1])
+        assert found[number] == pytest.approx(float((slope @ side.T).norm()), rel=1e-3)
+    assert not any(value.requires_grad for value in model.parameters())
+
+
+def test_curvature_and_influence_are_those_of_the_whole_matrix(llama_folder):
+    made = pool(llama_folder, RECORDS[:5])
+    surrogate, model = Surrogate(made), made.base.model
+    weight = model.get_submodule(surrogate.layer.module).weight
+    assert surrogate.layer.module.endswith("3.mlp.down_proj")
+    slopes = []
+    for record in RECORDS[:5]:
+        weight.requires_grad_(True)
+        slopes.append(torch.autograd.grad(own_loss(model, made, record), weight)[0])
+        weight.requires_grad_(False)
+    assert torch.allclose(surrogate.mean_gradient(RECORDS[:5]), torch.stack(slopes).mean(0), atol=1e-5)
+    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    expected = [float((slope * direction).sum()) for slope in slopes]
+    assert surrogate.along(RECORDS[:5], direction) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    product, plain, step = surrogate.hessian_product(RECORDS[2], direction), weight.detach().clone(), 1e-3
+    with torch.no_grad():
+        weight += step * direction
+    moved = surrogate.mean_gradient(RECORDS[2:3])
+    with torch.no_grad():
+        weight.copy_(plain - step * direction)
+    difference = (moved - surrogate.mean_gradient(RECORDS[2:3])) / (2 * step)
+    with torch.no_grad():
+        weight.copy_(plain)
+    assert torch.nn.functional.cosine_similarity(product.flatten(), difference.flatten(), dim=0) > 0.999
+    assert float(product.norm() / difference.norm()) == pytest.approx(1, abs=0.02)
+
+
+def test_the_recursion_ends_at_the_damped_inverse_and_a_small_scale_is_raised():
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(6, 6, generator=generator)
+    hessian, gradient = root @ root.T, torch.randn(6, generator=generator)
+    largest = float(torch.linalg.eigvalsh(hessian)[-1])
+    samples = np.zeros(4000, dtype=np.int64)
+    for scale in (2 * largest, largest / 8):
+        found, used = inverse_product(lambda _, h: hessian @ h, gradient, samples, 0.01, scale)
+        assert (used == scale) == (scale > largest) and used > largest / 2
+        exact = used * torch.linalg.solve(hessian + 0.01 * used * torch.eye(6), gradient)
+        assert torch.allclose(found, exact, rtol=1e-3, atol=1e-3)
+
+
+def test_groups_of_the_range_are_filled_from_the_smallest_and_the_hardest_come_last(llama_folder):
+    made = pool(llama_folder)
+    method = InfluenceAndEffort(count=4, groups=3, hardest=0.1)
+    score = np.array([0.0, 0.1, 0.2, 0.3, 0.1, 0.2, 1.4, 2.9, 3.0, 9.0])
+    places = method.spread(made, score)
+    assert sorted(places.tolist()) == list(range(10)) and places[-1] == 9
+    assert {6, 7, 8} - set(places[:4].tolist()) in ({7}, {8}, set()) and 6 in places[:4]
+    even = method.spread(made, np.ones(10))
+    assert sorted(even.tolist()) == list(range(10))
+    with_effort, without = (InfluenceAndEffort(count=4, groups=3, steps=5, effort=e).choose(made) for e in (0.5, 0))
+    assert np.ptp(without.signals["score"]) == pytest.approx(1)
+    assert np.allclose(without.signals["influence"], with_effort.signals["influence"])
+    assert not np.allclose(without.signals["score"], with_effort.signals["score"])
