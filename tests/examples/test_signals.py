@@ -79,6 +79,12 @@ def test_sketches_keep_inner_products_of_adapter_gradients(llama_folder):
     assert np.linalg.norm(found[:5], axis=1) == pytest.approx(np.linalg.norm(exact, axis=1), rel=0.1)
 
 
+def test_a_base_in_bfloat16_gives_nearly_the_same_sketches(llama_folder):
+    exact = measure(pool(llama_folder), GradientSketch())
+    rounded = measure(pool(llama_folder, bfloat16=True), GradientSketch())
+    assert (exact * rounded).sum(1) == pytest.approx(1, abs=0.02)
+
+
 def test_equal_records_are_measured_once_and_order_does_not_matter(llama_folder):
     doubled = pool(llama_folder, [*RECORDS, *RECORDS[::-1]])
     found = measure(doubled, ResponseLoss())

@@ -5,7 +5,7 @@ import pytest
 
 from selectune.experiment import judging
 from selectune.experiment.judging import FORGETTING, GAIN, NOT, NOT_RUN, OPPOSITE, REPRODUCED, Outcome
-from selectune.experiment.protocol import Claim
+from selectune.experiment.lines import Claim
 from selectune.run import Benchmark, Item
 
 

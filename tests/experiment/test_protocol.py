@@ -6,7 +6,7 @@ from selectune import catalogue
 from selectune.errors import UserError
 from selectune.experiment import protocol
 from selectune.experiment.budget import Facts, entries_of, fit, fit_knob
-from selectune.experiment.protocol import MethodLine
+from selectune.experiment.lines import MethodLine
 
 GOOD = """name: small
 tasks:

@@ -1,8 +1,8 @@
-"""What a budget of entries means for each method.
+"""What a budget of entries, or of tokens, means for each method.
 
 Knows: which knob holds a method to a number of entries: its own ``entries``, the number ``k`` of whole blocks, of heads, of inputs of
-each neuron, the rank of a form.
-Does not know: how entries are chosen.
+each neuron, the rank of a form; and a method of choosing examples to a number of trained tokens.
+Does not know: how entries or examples are chosen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectune import catalogue
 from selectune.errors import UserError
-from selectune.experiment.protocol import MethodLine
+from selectune.experiment.lines import MethodLine
 from selectune.parameters.blocks import Blocks
 from selectune.run import Written
 
@@ -74,10 +74,27 @@ def fit(line: MethodLine, entries: int, facts: Facts) -> Fitted:
         knob = None
     else:
         within = entries
+    return _fitted(line, catalogue.create("examples", line.examples), parameters, form, within, knob)
+
+
+def fit_examples(line: MethodLine, budget: float) -> Fitted:
+    """Hold a method of choosing examples to a budget of the pool's trained tokens: a whole number is one, anything else a share. One that
+    takes every record, or whose line sets a budget, stays as it is; so does everything on the other axes."""
+    examples: Any = catalogue.create("examples", line.examples)
+    if examples.name != "all" and not examples.model_fields_set & {"fraction", "count"}:
+        size = {"count": budget} if isinstance(budget, int) else {"fraction": budget}
+        examples = examples.model_copy(update={"by": "tokens", **size})
+    return _fitted(
+        line, examples, catalogue.create("parameters", line.parameters or "all"), catalogue.create("adapters", line.form, "form")
+    )
+
+
+def _fitted(
+    line: MethodLine, examples: Any, parameters: Any, form: Any, entries: int | None = None, knob: str | None = None
+) -> Fitted:
     objective, policy = catalogue.create("objectives", line.objective), catalogue.create("policies", line.policy)
-    examples = catalogue.create("examples", line.examples)
     return Fitted(
-        examples.describe(), parameters.describe(), form.describe(), objective.describe(), policy.describe(), within, knob
+        examples.describe(), parameters.describe(), form.describe(), objective.describe(), policy.describe(), entries, knob
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import signal
 import sys
@@ -24,30 +25,34 @@ from selectune.errors import EXIT_INTERRUPTED, UserError
 from selectune.training import Interrupted
 from selectune.training.worker import end_with
 
-EXIT_DISK = 74
+EXIT_DISK, EXIT_LATE = 74, 75
 _DISK = {errno.EACCES, errno.ENOSPC, errno.EROFS}
 _PATIENCE = 10.0  # seconds for processes that were killed to let go of the folder
 
 
-def forked(work: Callable[[], None], threads: int, tick: Callable[[], bool]) -> int:
+def forked(work: Callable[[], None], threads: int, tick: Callable[[], bool], seconds: float | None = None) -> int:
     """Do some work in a process of its own, with so many threads, and return its exit status (negative: the signal that ended it).
 
     Args:
-        tick: called while waiting; whether the process should be told to end, as by Ctrl-C.
+        tick: called while waiting; whether the process should be told to end, as by Ctrl-C. seconds: after which it is killed, and the
+            status is ``EXIT_LATE``.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
         os._exit(_status_of(work, threads))
-    told = False
+    told, late, end = False, False, math.inf if seconds is None else time.monotonic() + seconds
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status)
+            return EXIT_LATE if late else os.waitstatus_to_exitcode(status)
         if tick() and not told:
             told = True
             os.kill(child, signal.SIGINT)
+        if time.monotonic() > end and not late:
+            late = True
+            os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
 
 

@@ -20,6 +20,8 @@ from safetensors import safe_open
 
 from selectune.errors import UserError
 from selectune.experiment.budget import Fitted, fit_knob, fit_rank
+from selectune.experiment.planting import Account
+from selectune.experiment.pools import PlantedPool, build
 from selectune.experiment.protocol import ENDLESS, Task
 from selectune.experiment.store import Choice, Measured, Piece, Trial
 from selectune.meter import Cost, Meter
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
     from selectune.models import Base
 
 SPLITS = ("train", "dev", "test")
-CHOSEN, RECORDS = "selection.safetensors", "chosen.jsonl"
+CHOSEN, RECORDS, PLANTED = "selection.safetensors", "chosen.jsonl", "planted.json"
 
 
-def prepare(task: Task, data: DataRecipe, folder: Path) -> Piece:
-    """Write a task's records, each split cut to its size by hash of the content.
+def prepare(task: Task, data: DataRecipe, folder: Path, pool: PlantedPool | None = None) -> Piece:
+    """Write a task's records, each split cut to its size by hash of the content; with a pool, its records are those that may train.
 
     Raises:
         UserError: a mistake in the data, or no development or test records, without which nothing can be tuned or measured.
@@ -47,6 +49,9 @@ def prepare(task: Task, data: DataRecipe, folder: Path) -> Piece:
     with folder_atomically(folder) as making:
         for split in SPLITS:
             records = sorted(getattr(prepared, split), key=lambda record: record.key)[: getattr(task, f"{split}_records")]
+            if pool is not None and split == "train":
+                records, account = build(pool, prepared.train, {"target": [record.question for record in prepared.test]})
+                (making / PLANTED).write_text(account.model_dump_json(indent=1), encoding="utf-8")
             if not records:
                 raise UserError(f"no {split} records are left", field=f"tasks.{split}_records")
             prepared.summary.splits[split] = len(records)
@@ -76,7 +81,8 @@ def measure_base(recipe: Recipe, task: Task, data: Path, base: Base, room: Path)
 
 
 def choose(recipe: Recipe, data: Path, base: Base, room: Path, fitted: Fitted) -> Choice:
-    """Choose entries, within the budget; only the choice itself is metered, not the tries that find the hyper-parameter it needs."""
+    """Choose records and entries, within the budget; only the choice itself is metered, not the tries that find the hyper-parameter it needs."""
+    from selectune.examples import Pool
     from selectune.parameters import Selection
 
     if fitted.knob is not None and fitted.entries is not None:
@@ -98,8 +104,14 @@ def choose(recipe: Recipe, data: Path, base: Base, room: Path, fitted: Fitted) -
     if chain.run.has(f"data/{RECORDS}"):
         _link(chain.run.path("data", RECORDS), room / RECORDS)
     costs = [cost for cost in chain.run.costs() if cost.stage in ("choose_examples", "choose")]
-    cost = reduce(Cost.after, costs)
-    return Choice(parameters=chain.parameters.describe(), form=form.describe(), entries=form.count(base, selection), cost=cost)
+    records = chain.records("train")
+    planted = data / PLANTED
+    account = Account.model_validate_json(planted.read_bytes()) if planted.exists() else Account()
+    return Choice(
+        parameters=chain.parameters.describe(), form=form.describe(), entries=form.count(base, selection), cost=reduce(Cost.after, costs),
+        records=len(records), tokens=int(Pool(records, lambda: base, chain.encoder).tokens.sum()),
+        kept=account.kept(record.key for record in records),
+    )  # fmt: skip
 
 
 def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> Trial:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from selectune.evaluation.statistics import holm
-from selectune.experiment.protocol import Claim
+from selectune.experiment.lines import Claim
 from selectune.run import Benchmark
 
 Array = np.ndarray
@@ -46,6 +46,10 @@ class Outcome:
     seeds: tuple[int, ...]
     gain: Array
     forgetting: Array
+
+    def means(self, on: str) -> Array:
+        """Return the mean of each seed, ``(seeds,)``, better when larger."""
+        return self.gain.mean(1) if on == GAIN else -self.forgetting.mean(1)
 
 
 class Comparison(NamedTuple):
@@ -156,19 +160,47 @@ def compare(pairs: Mapping[str, tuple[Outcome, Outcome]], on: str, confidence: f
     return {name: one._replace(p_corrected=p) for (name, one), p in zip(found.items(), corrected, strict=True)}
 
 
-def decide(claim: Claim, pairs: Sequence[tuple[Outcome, Outcome | None]], confidence: float) -> tuple[str, dict[str, Interval]]:
+def beside_draws(pairs: Sequence[tuple[Outcome, Outcome]], on: str, confidence: float) -> Comparison | None:
+    """Compare a method with one more random draw, by what the draws that were made differ in; None for fewer than two of them.
+
+    The interval of the difference of means is Student's, ``m + n`` seeds of method and control: its spread is that of the control's seeds,
+    ``s sqrt(1/m + 1/n)`` with ``n - 1`` degrees of freedom. It excludes zero where the method lies outside the band of random choices.
+
+    Args:
+        pairs: the method and the random control, for each task and budget; the mean over them is compared.
+    """
+    differences, variance, freedom = [], 0.0, 0
+    for ours, control in pairs:
+        mine, drawn = ours.means(on), control.means(on)
+        if len(drawn) < 2:
+            return None
+        differences.append(mine.mean() - drawn.mean())
+        variance += drawn.var(ddof=1) * (1 / len(mine) + 1 / len(drawn)) / len(pairs) ** 2
+        freedom += len(drawn) - 1
+    middle, spread = float(np.mean(differences)), max(math.sqrt(variance), 1e-12)
+    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * spread
+    p_value = float(2 * stats.t.sf(abs(middle) / spread, freedom))
+    return Comparison(Interval(middle - reach, middle, middle + reach), p_value, p_value)
+
+
+def decide(
+    claim: Claim, pairs: Sequence[tuple[Outcome, Outcome | None]], confidence: float, by_draws: bool = False
+) -> tuple[str, dict[str, Interval]]:
     """Return whether a claim is reproduced, and the intervals that say so.
 
     Args:
-        pairs: the method and what it is compared with, for each task and budget where both were run.
+        pairs: the method and what it is compared with, for each task and budget where both were run. by_draws: compare with the band of a
+            control that was drawn several times, see :func:`beside_draws`.
     """
     sides = (GAIN, FORGETTING) if claim.on == "both" else (claim.on,)
     found, said = {}, []
     for on in sides:
+        drawn = [(ours, theirs) for ours, theirs in pairs if theirs is not None]
+        band = beside_draws(drawn, on, confidence) if by_draws and drawn else None
         parts = [part for part in (difference(ours, theirs, on) for ours, theirs in pairs) if part is not None]
-        if not parts:
+        if not parts and band is None:
             return NOT_RUN, {}
-        found[on] = interval(parts, confidence)
+        found[on] = band.interval if band is not None else interval(parts, confidence)
         said.append(_side(claim, found[on]))
     return (said[0] if len(set(said)) == 1 else NOT), found
 

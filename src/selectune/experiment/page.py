@@ -8,20 +8,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from selectune import catalogue
 from selectune.experiment import judging
 from selectune.experiment.budget import entries_of
+from selectune.experiment.columns import columns, shown, unit
+from selectune.experiment.jobs import PLANTED
 from selectune.experiment.judging import Comparison, Interval, Ranks
+from selectune.experiment.lines import RANDOM, MethodLine
 from selectune.experiment.plan import ENTRIES, NOT_RUN, RESOURCES, Plan
-from selectune.experiment.protocol import MethodLine
+from selectune.experiment.planting import Account
 from selectune.experiment.results import Row, Sheet, sheets
 from selectune.reporting import charts
 from selectune.run import write_atomically
 
-_TITLES = {ENTRIES: "At equal trained entries and equal steps", RESOURCES: "At equal seconds, choosing included"}
+_TITLES = {
+    "parameters": {ENTRIES: "At equal trained entries and equal steps", RESOURCES: "At equal seconds, choosing included"},
+    "examples": {ENTRIES: "At equal chosen tokens and equal steps", RESOURCES: "At equal seconds, choosing included"},
+}
 
 
 def write_page(plan: Plan, path: Path) -> Path:
@@ -29,7 +34,7 @@ def write_page(plan: Plan, path: Path) -> Path:
     found = sheets(plan)
     protocol = plan.protocol
     lines = [f"# {protocol.name}", "", *_setting(plan)]
-    for table, title in _TITLES.items():
+    for table, title in _TITLES[protocol.axis].items():
         those = [sheet for sheet in found if sheet.table == table]
         if those:
             lines += [f"## {title}", ""]
@@ -38,7 +43,7 @@ def write_page(plan: Plan, path: Path) -> Path:
         for budget in protocol.budgets:
             lines += _ranks(plan, [sheet for sheet in those if sheet.budget == budget], budget)
     claims = _claims(plan, found)
-    lines += _claims_table(claims) + _not_run(found)
+    lines += _claims_table(claims) + _not_run(plan, found)
     write_atomically(path, "\n".join(lines).rstrip() + "\n")
     write_atomically(path.with_suffix(".json"), json.dumps(_plain(plan, found, claims), indent=1, ensure_ascii=False))
     return path
@@ -48,7 +53,7 @@ def _setting(plan: Plan) -> list[str]:
     protocol, training = plan.protocol, plan.protocol.training
     tasks = "; ".join(
         f"{name} ({task.train_records or 'all'} records to train on, {task.dev_records or 'all'} to tune on, {task.test_records or 'all'} to "
-        f"measure on; gain: {_unit(task.metrics[0])})" for name, task in protocol.tasks.items()
+        f"measure on; gain: {unit(task.metrics[0])})" for name, task in protocol.tasks.items()
     )  # fmt: skip
     steps = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} passes"
     return [
@@ -56,56 +61,79 @@ def _setting(plan: Plan) -> list[str]:
         f"{training.batch_sequences} sequences of {training.max_length} tokens, {training.optimiser}. Seeds: "
         f"{', '.join(map(str, protocol.seeds))}; the learning rate is tuned on the development loss with the first. Intervals hold "
         f"{protocol.confidence:.0%}, over items and, with several seeds, over seeds.", "",
-        "Gain: better at the target than the base. Forgetting: rise of cross-entropy on general text, in nats per token. *Random* is a "
-        "random choice of the same size: of as many entries, or, for methods over whole blocks, of as many blocks.", "",
+        "Gain: better at the target than the base. Forgetting: rise of cross-entropy on general text, in nats per token. "
+        + (_band_in_words(plan) if protocol.axis == "examples" else "*Random* is a random choice of the same size: of as many entries, or, "
+           "for methods over whole blocks, of as many blocks."), "",
+        *(line for name in protocol.tasks for line in _pool(plan, name)),
     ]  # fmt: skip
 
 
+def _band_in_words(plan: Plan) -> str:
+    draws = next((len(plan.protocol.seeds_of(line)) for line in plan.lines if line.name == RANDOM), 0)
+    others = sum(line.name != RANDOM for line in plan.lines)
+    chance = others * (1 - plan.protocol.confidence) / 2
+    return (f"*Random* chooses as many trained tokens at random, with {draws} seeds. A method is better than random only outside the band "
+            f"in which {plan.protocol.confidence:.0%} of further random choices would lie (Student's, over those seeds); p is not corrected: of "
+            f"{others} methods no better than random, {chance:.1f} would lie above the band by chance. Every method trains for the "
+            "same number of steps of packed sequences, so a small choice is seen more often.")  # fmt: skip
+
+
+def _pool(plan: Plan, name: str) -> list[str]:
+    """Say what a task's pool is made of, once it is drawn."""
+    planted = plan.store.room("data", plan.data_keys[name]) / PLANTED
+    if not planted.exists():
+        return []
+    sizes = Account.model_validate_json(planted.read_bytes()).sizes()
+    said = ", ".join(f"{count:,} {kind}" for kind, count in sizes.items() if count)
+    return [f"The pool of {name}: {sum(sizes.values()):,} records ({said}).", ""]
+
+
 def _sheet(sheet: Sheet, plan: Plan, path: Path) -> list[str]:
-    entries = entries_of(sheet.budget, plan.facts)
-    unit = _unit(plan.protocol.tasks[sheet.task].metrics[0])
-    lines = [f"### {sheet.task}, {_budget(sheet.budget)} ({entries:,} entries)", ""]
-    rows = [row for row in sheet.rows if row.outcome is not None]
+    examples, task = plan.protocol.axis == "examples", plan.protocol.tasks[sheet.task]
+    entries = 0 if examples else entries_of(sheet.budget, plan.facts)
+    lines = [f"### {sheet.task}, {_budget(sheet.budget, plan)}{'' if examples else f' ({entries:,} entries)'}", ""]
+    rows = sorted((row for row in sheet.rows if row.outcome is not None), key=lambda row: -row.gain.mean)
     if not rows:
         return [*lines, "Nothing was run yet.", ""]
     if len(rows) > 1:
-        name = f"{path.stem}-{sheet.table}-{sheet.task}-{sheet.budget:g}.svg"
-        spots = [charts.Spot(row.line.name, tuple(row.forgetting), tuple(row.gain)) for row in rows]  # type: ignore[arg-type]
-        picture = charts.scatter(spots, "forgetting (nats per token)", f"gain ({unit})")
-        write_atomically(path.with_name(name), charts.standalone(picture))
-        lines += [f"![Gain against forgetting, {sheet.task}]({name})", ""]
-    metrics = [metric for metric in plan.protocol.tasks[sheet.task].metrics if metric != "loss"]
+        lines += _pictures(sheet, rows, plan, path)
+    metrics = [metric for metric in task.metrics if metric != "loss"]
     before = [f"loss of the right answer {judging.find(sheet.base, 'loss').score:.3f}"]
     before += [f"{metric} {judging.find(sheet.base, metric).score:.1%}" for metric in metrics]
     lines += [
         f"The base: {', '.join(before)}, cross-entropy on general text {judging.find(sheet.base, 'forgetting').score:.3f}.",
         "",
     ]
-    lines += [
-        f"| method | entries | gain ({unit}) | forgetting | KL | same top token | {''.join(f'{metric} | ' for metric in metrics)}rank | "
-        "choosing, s | training, s | peak, GiB | PFLOP | learning rate | beats random on |",
-        "|---|" + "---|" * (12 + len(metrics)),
-    ]
-    ordered = sorted(rows, key=lambda row: -row.gain.mean)
-    for row in ordered:
-        cells = row.cells
-        mark = "" if all(cell.exact for cell in cells) else " †" if row.entries <= entries else " ‡"
-        rate = ", ".join(sorted({f"{cell.learning_rate:g}" for cell in cells}))
-        scores = "".join(f"{fmean(judging.find(c.benchmarks, metric).score for c in cells):.1%} | " for metric in metrics)
-        edge = _edge(cells[0].grid, cells[0].learning_rate)
-        lines.append(
-            f"| {row.line.name} | {row.entries:,}{mark} | {_shown(row.gain)} | {_shown(row.forgetting)} | {row.mean('kl'):.3f} | "
-            f"{row.mean('top1_agreement'):.1%} | {scores}{row.rank} | {fmean(c.choose.seconds for c in cells):.1f} | "
-            f"{fmean(c.train.seconds for c in cells):.1f} | {fmean(c.peak_memory_bytes for c in cells) / 2**30:.2f} | "
-            f"{fmean(c.choose.flops + c.train.flops for c in cells) / 1e15:.3g} | {rate}{edge} | {_beats(sheet, row, plan)} |"
-        )
-    return [*lines, "", *_marks(lines), *_against_random(sheet)]
+    table = columns(sheet, plan, entries)
+    lines += ["| " + " | ".join(column.title for column in table) + " |", "|" + "---|" * len(table)]
+    lines += ["| " + " | ".join(column.text(row) for column in table) + " |" for row in rows]
+    return [*lines, "", *_marks(lines), *_against_random(sheet, examples)]
 
 
-def _edge(grid: dict[str, float | str], rate: float | None) -> str:
-    """Mark a best learning rate at the edge of its grid: a better one may lie outside."""
-    tried = sorted(map(float, grid))
-    return " (edge)" if rate is not None and len(tried) > 1 and rate in (tried[0], tried[-1]) else ""
+def _pictures(sheet: Sheet, rows: Sequence[Row], plan: Plan, path: Path) -> list[str]:
+    """Draw gain against forgetting; of examples, also each gain beside the band of random choices."""
+    stem, gain = (
+        f"{path.stem}-{sheet.table}-{sheet.task}-{sheet.budget:g}",
+        f"gain ({unit(plan.protocol.tasks[sheet.task].metrics[0])})",
+    )
+    spots = [charts.Spot(row.line.name, tuple(row.forgetting), tuple(row.gain)) for row in rows]  # type: ignore[arg-type]
+    drawn = {f"{stem}.svg": ("Gain against forgetting", charts.scatter(spots, "forgetting (nats per token)", gain))}
+    band = next(iter(sheet.against_random[judging.GAIN].values()), None)
+    control = sheet.outcome(RANDOM)
+    if plan.protocol.axis == "examples" and band is not None and control is not None:
+        middle, reach = float(control.means(judging.GAIN).mean()), (band.interval.high - band.interval.low) / 2
+        picture = charts.dots(
+            [(row.line.name, tuple(row.gain)) for row in rows],
+            (middle - reach, middle, middle + reach),
+            gain,
+            "band of random choices",
+        )  # type: ignore[arg-type]
+        drawn[f"{stem}-band.svg"] = ("Gain beside the band of random choices", picture)
+    lines = []
+    for name, (title, picture) in drawn.items():
+        write_atomically(path.with_name(name), charts.standalone(picture))
+        lines += [f"![{title}, {sheet.task}]({name})", ""]
+    return lines
 
 
 def _marks(lines: Sequence[str]) -> list[str]:
@@ -114,20 +142,13 @@ def _marks(lines: Sequence[str]) -> list[str]:
     return [" ".join(said), ""] if said else []
 
 
-def _beats(sheet: Sheet, row: Row, plan: Plan) -> str:
-    known = [on for on in (judging.GAIN, judging.FORGETTING) if row.line.name in sheet.against_random[on]]
-    if not known:
-        return "–"
-    won = [on for on in known if sheet.against_random[on][row.line.name].better(plan.protocol.confidence)]
-    return "both" if len(won) == 2 else won[0] if won else "neither"
-
-
-def _against_random(sheet: Sheet) -> list[str]:
+def _against_random(sheet: Sheet, by_draws: bool) -> list[str]:
     names = list(sheet.against_random[judging.GAIN])
     if not names:
         return []
+    p = "p" if by_draws else "p (Holm)"
     lines = [
-        "| against random of the same size | control | gain | p (Holm) | forgetting (less is +) | p (Holm) |",
+        f"| against random of the same size | control | gain | {p} | forgetting (less is +) | {p} |",
         "|---|---|---|---|---|---|",
     ]
     for name in names:
@@ -137,7 +158,7 @@ def _against_random(sheet: Sheet) -> list[str]:
 
 
 def _compared(found: Comparison) -> str:
-    return f"{_shown(found.interval)} | {found.p_corrected:.2g}"
+    return f"{shown(found.interval)} | {found.p_corrected:.2g}"
 
 
 def _ranks(plan: Plan, those: Sequence[Sheet], budget: float) -> list[str]:
@@ -153,7 +174,7 @@ def _ranks(plan: Plan, those: Sequence[Sheet], budget: float) -> list[str]:
         found = judging.ranks(whole, plan.protocol.confidence)
         if found is not None:
             lines += _ranked(found, title)
-    return [f"### Ranks over tasks and seeds, {_budget(budget)}", "", *lines] if lines else []
+    return [f"### Ranks over tasks and seeds, {_budget(budget, plan)}", "", *lines] if lines else []
 
 
 def _ranked(found: Ranks, title: str) -> list[str]:
@@ -177,7 +198,8 @@ def _claims(plan: Plan, found: Sequence[Sheet]) -> list[dict[str, Any]]:
                 theirs = None if claim.against == "base" else sheet.outcome(sheet.same_kind(claim.against, line))
                 if ours is not None and (theirs is not None or claim.against == "base"):
                     pairs.append((ours, theirs))
-            verdict, intervals = judging.decide(claim, pairs, plan.protocol.confidence)
+            by_draws = plan.protocol.axis == "examples" and claim.against == RANDOM
+            verdict, intervals = judging.decide(claim, pairs, plan.protocol.confidence, by_draws)
             rule = f"{'better than' if claim.better_than else 'no worse than'} {claim.against} on {claim.on}"
             decided.append({"method": line.name, "paper": paper_of(line), "claim": claim.text, "verdict": verdict, "cells": len(pairs),
                             "rule": rule + (f", margin {claim.margin:g}" if claim.margin else ""),
@@ -189,8 +211,14 @@ def paper_of(line: MethodLine) -> str:
     """Return where a method was published: what its line says, or the catalogue."""
     if line.paper:
         return line.paper
-    plain = MethodLine(name=line.name, parameters="all")
-    axes = (("parameters", "parameters"), ("adapters", "form"), ("policies", "policy"), ("objectives", "objective"))
+    plain = MethodLine(name=line.name, parameters="all", form="full" if line.examples == "all" else line.form)
+    axes = (
+        ("examples", "examples"),
+        ("parameters", "parameters"),
+        ("adapters", "form"),
+        ("policies", "policy"),
+        ("objectives", "objective"),
+    )
     papers = [type(catalogue.create(axis, getattr(line, key) or "all")).paper
               for axis, key in axes if getattr(line, key) not in (None, getattr(plain, key))]  # fmt: skip
     return next(filter(None, papers), "")
@@ -202,19 +230,19 @@ def _claims_table(claims: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["## What the papers say", "", "Decided by the interval of the paired difference (better is +) over the tasks and budgets above.",
              "", "| method | paper | claim | rule | difference here | verdict |", "|---|---|---|---|---|---|"]  # fmt: skip
     for claim in claims:
-        shown = ", ".join(f"{on} {_shown(Interval(*one))}" for on, one in claim["intervals"].items())
+        shown = ", ".join(f"{on} {shown(Interval(*one))}" for on, one in claim["intervals"].items())
         lines.append(
             f"| {claim['method']} | {claim['paper']} | {claim['claim']} | {claim['rule']} | {shown or '–'} | **{claim['verdict']}** |"
         )
     return [*lines, ""]
 
 
-def _not_run(found: Sequence[Sheet]) -> list[str]:
+def _not_run(plan: Plan, found: Sequence[Sheet]) -> list[str]:
     lines = []
     for sheet in found:
         for row in sheet.rows:
             for seed, why in row.missing.items():
-                lines.append(f"- {row.line.name}, {sheet.task}, {_budget(sheet.budget)}, seed {seed}"
+                lines.append(f"- {row.line.name}, {sheet.task}, {_budget(sheet.budget, plan)}, seed {seed}"
                              f"{' (equal seconds)' if sheet.table == RESOURCES else ''}: {why}")  # fmt: skip
     failed = [line for line in lines if not line.endswith(f": {NOT_RUN}")]
     waiting = [line.removesuffix(f": {NOT_RUN}") for line in lines if line.endswith(f": {NOT_RUN}")]
@@ -231,13 +259,6 @@ def _plain(plan: Plan, found: Sequence[Sheet], claims: list[dict[str, Any]]) -> 
     }  # fmt: skip
 
 
-def _shown(found: Interval) -> str:
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def _budget(budget: float) -> str:
-    return f"{budget:,} entries" if isinstance(budget, int) else f"{100 * budget:g} % of the weights"
-
-
-def _unit(metric: str) -> str:
-    return "nats per token of the right answer" if metric == "loss" else f"share of items right, {metric.replace('_', ' ')}"
+def _budget(budget: float, plan: Plan) -> str:
+    what, of = ("tokens", "of the pool's trained tokens") if plan.protocol.axis == "examples" else ("entries", "of the weights")
+    return f"{budget:,} {what}" if isinstance(budget, int) else f"{100 * budget:g} % {of}"

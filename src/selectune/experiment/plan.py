@@ -13,8 +13,10 @@ from functools import cached_property
 
 from selectune import recipe as recipes
 from selectune.data import input_hashes
-from selectune.experiment.budget import Facts, Fitted, entries_of, fit
-from selectune.experiment.protocol import ENDLESS, RANDOM, MethodLine, Protocol
+from selectune.experiment.budget import Facts, Fitted, entries_of, fit, fit_examples
+from selectune.experiment.lines import RANDOM, MethodLine
+from selectune.experiment.pools import PlantedPool
+from selectune.experiment.protocol import ENDLESS, Protocol
 from selectune.experiment.store import Cell, Choice, Store, Trial, key_of, training_key
 from selectune.recipe import DataRecipe, Recipe, TrainingRecipe
 
@@ -63,8 +65,17 @@ class Plan:
             data = self.data(name)
             sizes = [task.train_records, task.dev_records, task.test_records]
             files = list(input_hashes(data).values())
-            keys[name] = key_of(data=data.model_dump(exclude={"train", "test"}), sizes=sizes, files=files, held=data.test is None)
+            pool = self.pool(name)
+            extra = {} if pool is None else {"pool": task.pool, "pool_files": [list(input_hashes(source.data()).values())
+                                                                               for source in (*pool.sources, *pool.off_domain)]}  # fmt: skip
+            keys[name] = key_of(
+                data=data.model_dump(exclude={"train", "test"}), sizes=sizes, files=files, held=data.test is None, **extra
+            )
         return keys
+
+    def pool(self, name: str) -> PlantedPool | None:
+        """Return the pool that a task's methods choose from, where it has one."""
+        return self.protocol.tasks[name].pool_under(self.protocol.data_root)
 
     def data(self, name: str) -> DataRecipe:
         """Return the data section of a task's recipes."""
@@ -83,15 +94,21 @@ class Plan:
     def slots(self, only: str | None = None, task: str | None = None) -> Iterator[Slot]:
         """Yield the cells that are wanted, in the order in which they are run: seed by seed, so that a table is whole early."""
         for table in (ENTRIES, RESOURCES) if self.protocol.tables.resources else (ENTRIES,):
-            for seed in self.protocol.seeds:
+            for seed in dict.fromkeys(seed for line in self.lines for seed in self.protocol.seeds_of(line)):
                 for budget in self.protocol.budgets:
                     for name in self.protocol.tasks:
                         for line in self.lines:
-                            if only in (None, line.name) and task in (None, name):
+                            if only in (None, line.name) and task in (None, name) and seed in self.protocol.seeds_of(line):
                                 yield Slot(table, line, name, budget, seed)
 
     def fitted(self, slot: Slot) -> Fitted:
+        if self.protocol.axis == "examples":
+            return fit_examples(slot.line, slot.budget)
         return fit(slot.line, entries_of(slot.budget, self.facts), self.facts)
+
+    def entries(self, slot: Slot) -> int:
+        """Return the budget in entries; 0 where it is of tokens."""
+        return 0 if self.protocol.axis == "examples" else entries_of(slot.budget, self.facts)
 
     def choice_key(self, slot: Slot) -> str:
         fitted = self.fitted(slot)
@@ -253,10 +270,8 @@ class Plan:
 
     def cell(self, slot: Slot) -> Cell:
         """Return a cell as far as it has come; ``failed`` says why it is not there, :data:`NOT_RUN` where it was not run."""
-        entries = entries_of(slot.budget, self.facts)
-        empty = Cell(
-            table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed, budget_entries=entries
-        )
+        empty = Cell(table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed,
+                     budget_entries=self.entries(slot))  # fmt: skip
         found = self.best(slot)
         if isinstance(found, str):
             return empty.model_copy(update={"failed": found})
@@ -275,7 +290,7 @@ class Plan:
                 grid[f"{rate:g}"] = trial.dev_loss if trial.dev_loss is not None else trial.failed or ""
         return cell.model_copy(update={
             "table": slot.table, "method": slot.line.name, "task": slot.task, "budget": slot.budget, "seed": slot.seed, "grid": grid,
-            "budget_entries": entries_of(slot.budget, self.facts),
+            "budget_entries": self.entries(slot), "records": choice.records, "tokens": choice.tokens, "kept": choice.kept,
         })  # fmt: skip
 
 

@@ -13,86 +13,15 @@ from pydantic import Field, model_validator
 
 from selectune import catalogue, recipe
 from selectune.errors import UserError, nearest
-from selectune.parameters.blocks import Blocks
+from selectune.experiment.lines import RANDOM, Axis, Controls, MethodLine, Rate, of_axis, of_blocks
+from selectune.experiment.pools import PlantedPool
 from selectune.recipe import DataRecipe, MethodChoice, Positive, Section, TrainingRecipe
 
-Rate = Annotated[float, Field(gt=0)]
 Budget = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, le=1)]
 Metric = Literal["loss", "choice", "classification", "exact_match"]
-RANDOM, RANDOM_BLOCKS = "random", "random_blocks"
 EVERY_FORM = "all"
 ENDLESS = 1e6
 """Passes over the data, where steps say how long a training is."""
-
-
-class Claim(Section):
-    """What a paper says, as a rule that an interval decides."""
-
-    text: str
-    """The claim in words."""
-    better_than: str | None = None
-    """Reproduced when the interval of the difference to this method (or ``base``) lies above the margin; opposite when it lies below."""
-    no_worse_than: str | None = None
-    """Reproduced when the interval lies above minus the margin; opposite when it lies below that."""
-    on: Literal["gain", "forgetting", "both"] = "gain"
-    """Which difference decides: more gain, less forgetting, or each of them."""
-    margin: Annotated[float, Field(ge=0)] = 0.0
-    """In the units of the gain (nats per token, or a share of items)."""
-    tasks: list[str] = Field(default_factory=list)
-    """Where it is decided; left out: all tasks and budgets together."""
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Self:
-        if (self.better_than is None) == (self.no_worse_than is None):
-            raise ValueError("a claim needs better_than or no_worse_than, one of them")
-        return self
-
-    @property
-    def against(self) -> str:
-        """The method that is compared with."""
-        return self.better_than or self.no_worse_than or ""
-
-
-class MethodLine(Section):
-    """A method: a name alone, or what it puts on each axis; an axis left out takes its default."""
-
-    name: str
-    """How the tables call it; alone, the name of a method of the catalogue (weights first, then forms)."""
-    paper: str = ""
-    """Left out: that of the catalogue."""
-    examples: MethodChoice = "all"
-    """Which records train; choosing them is charged."""
-    parameters: MethodChoice | None = None
-    """Left out: every weight."""
-    form: MethodChoice = "full"
-    """In place, unless said otherwise: only then do the chosen entries train and no others."""
-    objective: MethodChoice = "cross_entropy"
-    policy: MethodChoice = "none"
-    fit: str | None = None
-    """The whole-number hyper-parameter of ``parameters`` that is raised until the budget is full; left out: ``entries``, ``k``, or the
-    rank of the form, whichever there is."""
-    training: TrainingRecipe = Field(default_factory=TrainingRecipe)
-    """Only what differs from the experiment's training."""
-    learning_rates: list[Rate] = Field(default_factory=list)
-    """A grid of its own."""
-    claim: list[Claim] = Field(default_factory=list)
-    """What its paper says; one, or a list."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, given: Any) -> Any:
-        """A name alone is a method for choosing weights, or a form."""
-        given = {"name": given} if isinstance(given, str) else given
-        if isinstance(given, dict) and given.keys() <= {"name", "claim", "paper", "learning_rates", "training"}:
-            short = str(given.get("name", ""))
-            known = short.partition(":")[0]
-            axis = (
-                "form"
-                if known in catalogue.methods("adapters") and known not in catalogue.methods("parameters")
-                else "parameters"
-            )
-            given = {**given, axis: short}
-        return given
 
 
 class Task(DataRecipe):
@@ -109,6 +38,9 @@ class Task(DataRecipe):
     """``loss``: of the right answer, in nats per token. The first is what the gain is read from."""
     max_new_tokens: Positive = 64
     """Of answers that are matched."""
+    pool: PlantedPool | None = None
+    """What methods choose from; left out: the training records. With a pool, ``train`` gives those of the target that it may hold, and the
+    development records."""
 
     @model_validator(mode="after")
     def _one_accuracy(self) -> Self:
@@ -123,6 +55,14 @@ class Task(DataRecipe):
             values[key] = _under(root, values[key])
         return DataRecipe(**values | {"max_length": self.max_length or max_length})
 
+    def pool_under(self, root: str | None) -> PlantedPool | None:
+        """Return its pool, with paths under ``root``."""
+        if self.pool is None:
+            return None
+        moved = {key: [source.model_copy(update={"train": _under(root, source.train)}) for source in getattr(self.pool, key)]
+                 for key in ("sources", "off_domain")}  # fmt: skip
+        return self.pool.model_copy(update=moved)
+
 
 class Training(TrainingRecipe):
     """Training, the same for all: the keys of a recipe's ``training``, and the length of a sequence."""
@@ -130,17 +70,6 @@ class Training(TrainingRecipe):
     max_length: Annotated[int, Field(ge=16)] = 512
     """Tokens in one packed sequence."""
     evaluations: Annotated[int, Field(ge=1)] = 1
-
-
-class Controls(Section):
-    """What every method is compared with; each can be left out."""
-
-    random: bool = True
-    """As many entries at random; for methods over whole blocks also as many blocks."""
-    full_fine_tuning: bool = True
-    lora: bool = True
-    """The largest rank that the budget holds."""
-    last_blocks: bool = True
 
 
 class Resources(Section):
@@ -168,40 +97,58 @@ class Protocol(Section):
     data_root: str | None = None
     """Put before the relative paths of tasks."""
     tasks: Annotated[dict[str, Task], Field(min_length=1)]
+    axis: Axis = "parameters"
+    """What is compared: ways of choosing weights, or of choosing examples. It says what a name alone, a budget and the controls mean."""
     methods: list[MethodLine] = Field(default_factory=list)
+    every_method: bool = False
+    """Of examples: a line also for each method of the catalogue that no line names."""
+    form: MethodChoice | None = None
+    """The form of every line that names none."""
     controls: Controls = Field(default_factory=Controls)
     budgets: Annotated[list[Budget], Field(min_length=1)] = Field(default_factory=lambda: [0.01])
-    """Shares of the base's weights, or whole numbers of entries."""
+    """Shares of the base's weights, or whole numbers of entries; of examples, shares of the pool's trained tokens, or whole numbers of them."""
     seeds: Annotated[list[int], Field(min_length=1)] = Field(default_factory=lambda: [0])
-    """The first also tunes the learning rate."""
+    """The first also tunes the learning rate. Random records have seeds of their own (``controls.random_seeds``)."""
     learning_rates: dict[str, list[Rate]] = Field(default_factory=dict)
     """One grid for all, or one by form or by method; left out: the form's default alone."""
     training: Training = Field(default_factory=Training)
     tables: Tables = Field(default_factory=Tables)
+    choosing_minutes: Annotated[float, Field(gt=0)] | None = None
+    """A choice that takes longer has failed; left out: as long as it takes."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     output: str = "runs"
 
     @model_validator(mode="before")
     @classmethod
-    def _one_grid(cls, given: Any) -> Any:
-        rates = given.get("learning_rates")
-        return {**given, "learning_rates": {EVERY_FORM: rates}} if isinstance(rates, list) else given
+    def _of_all_lines(cls, given: Any) -> Any:
+        """One grid is that of every form; what is said of all lines is said of each."""
+        rates, methods = given.get("learning_rates"), given.get("methods")
+        if isinstance(rates, list):
+            given = {**given, "learning_rates": {EVERY_FORM: rates}}
+        if isinstance(methods, list):
+            lines = [of_axis(line, given.get("axis", "parameters"), given.get("form")) for line in methods]
+            given = {**given, "methods": lines}
+        return given
 
     def lines(self) -> list[MethodLine]:
         """Return the controls and the methods, in the order of the tables."""
-        controls, chosen = self.controls, list[MethodLine]()
-        if controls.random:
-            chosen.append(MethodLine(name=RANDOM, parameters=RANDOM))
-            if controls.last_blocks or any(map(of_blocks, self.methods)):
-                chosen.append(MethodLine(name=RANDOM_BLOCKS, parameters=RANDOM_BLOCKS))
-        if controls.full_fine_tuning:
-            chosen.append(MethodLine(name="full_fine_tuning", parameters="all"))
-        if controls.lora:
-            chosen.append(MethodLine(name="lora", form="lora"))
-        if controls.last_blocks:
-            chosen.append(MethodLine(name="last_blocks", parameters="last_blocks"))
+        if self.axis == "examples":
+            controls = self.controls.of_examples(self.form or "full")
+        else:
+            controls = self.controls.of_parameters(any(map(of_blocks, self.methods)))
         given = {line.name for line in self.methods}
-        return [line for line in chosen if line.name not in given] + self.methods
+        lines = [line for line in controls if line.name not in given] + self.methods
+        if self.axis == "examples" and self.every_method:
+            named = {line.name for line in lines} | {"all"}
+            others = [name for name in catalogue.methods("examples") if name not in named]
+            lines += [MethodLine(name=name, examples=name, form=self.form or "full") for name in others]
+        return lines
+
+    def seeds_of(self, line: MethodLine) -> list[int]:
+        """Return the seeds of a line, the one that tunes first."""
+        if self.axis == "examples" and line.name == RANDOM:
+            return list(dict.fromkeys([*self.seeds, *self.controls.random_seeds]))
+        return self.seeds
 
     def rates(self, line: MethodLine) -> list[float]:
         """Return the learning rates that a method may choose among."""
@@ -217,11 +164,6 @@ class Protocol(Section):
         if "max_steps" in given and "epochs" not in given:
             shared["epochs"] = ENDLESS
         return TrainingRecipe(**shared | line.training.model_dump(exclude_unset=True))
-
-
-def of_blocks(line: MethodLine) -> bool:
-    """Whether a method chooses whole blocks."""
-    return isinstance(catalogue.create("parameters", line.parameters or "all"), Blocks)
 
 
 def load(file: str | Path) -> Protocol:

@@ -10,8 +10,8 @@ from statistics import fmean
 
 from selectune.experiment import judging
 from selectune.experiment.judging import FORGETTING, GAIN, Comparison, Interval, Outcome
+from selectune.experiment.lines import EVERY_RECORD, RANDOM, RANDOM_BLOCKS, MethodLine, of_blocks
 from selectune.experiment.plan import Plan
-from selectune.experiment.protocol import RANDOM, RANDOM_BLOCKS, MethodLine, of_blocks
 from selectune.experiment.store import Cell, Measured
 from selectune.run import Benchmark
 
@@ -42,7 +42,16 @@ class Row:
 
     @property
     def entries(self) -> int:
-        return round(fmean(cell.entries for cell in self.cells))
+        return self.count("entries")
+
+    def count(self, what: str) -> int:
+        """Return the mean of what cells count: ``entries`` that trained, ``records`` or ``tokens`` that were chosen."""
+        return round(fmean(getattr(cell, what) for cell in self.cells))
+
+    def kept(self, kind: str) -> float | None:
+        """Return the share kept of a kind of planted records; None where the pool has none."""
+        found = [cell.kept[kind] for cell in self.cells if kind in cell.kept]
+        return fmean(found) if found else None
 
     def mean(self, metric: str) -> float:
         """Return the mean of one of the measures of drift."""
@@ -100,10 +109,14 @@ def _sheet(plan: Plan, table: str, task: str, budget: float, rows: list[Row]) ->
     for row in rows:
         control = sheet.same_kind(RANDOM, row.line)
         ours, theirs = row.outcome, sheet.outcome(control)
-        if ours is None or theirs is None or row.line.name in (RANDOM, RANDOM_BLOCKS):
+        if ours is None or theirs is None or row.line.name in (RANDOM, RANDOM_BLOCKS, EVERY_RECORD):
             continue
         if row.entries <= next(other.entries for other in rows if other.line.name == control):
             pairs[row.line.name], sheet.control[row.line.name] = (ours, theirs), control
     for on in (GAIN, FORGETTING):
-        sheet.against_random[on] = judging.compare(pairs, on, confidence)
+        if plan.protocol.axis == "examples":
+            drawn = {name: judging.beside_draws([pair], on, confidence) for name, pair in pairs.items()}
+            sheet.against_random[on] = {name: found for name, found in drawn.items() if found is not None}
+        else:
+            sheet.against_random[on] = judging.compare(pairs, on, confidence)
     return sheet

@@ -22,7 +22,7 @@ from selectune import recipe as recipes
 from selectune.errors import EXIT_INTERRUPTED, UserError
 from selectune.experiment import jobs
 from selectune.experiment.budget import Facts
-from selectune.experiment.forked import EXIT_DISK, alone, forked, reason
+from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, alone, forked, reason
 from selectune.experiment.plan import Missing, Plan, Slot
 from selectune.experiment.progress import Bar
 from selectune.experiment.protocol import Protocol
@@ -105,7 +105,7 @@ class Runner:
         task, data, key, measured = self.protocol.tasks[name], plan.data(name), plan.data_keys[name], plan.measured_key(name)
         folder = self.store.room("data", key)
         if not folder.is_dir():
-            self._do("data", key, Piece(), lambda: jobs.prepare(task, data, folder))
+            self._do("data", key, Piece(), lambda: jobs.prepare(task, data, folder, plan.pool(name)))
             self._must("data", key, f"preparing {name}")
         if not self._late and not self.store.file("measured", measured).exists():
             training = {"precision": self.protocol.training.precision}
@@ -141,7 +141,8 @@ class Runner:
         data, room = store.room("data", plan.data_keys[slot.task]), store.room(missing.where, missing.key)
         if missing.where == "choices":
             fitted = plan.fitted(slot)
-            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted))
+            minutes = self.protocol.choosing_minutes
+            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted), minutes)
         elif missing.where == "trials":
             chosen = store.room("choices", missing.choice_key) / jobs.CHOSEN
             empty = Trial(learning_rate=recipe.training.learning_rate or 0.0)
@@ -157,8 +158,8 @@ class Runner:
             self._do("cells", missing.key, cell,
                      lambda: cell.model_copy(update={"benchmarks": jobs.measure(recipe, task, base, trained, before)}))  # fmt: skip
 
-    def _do(self, where: str, key: str, empty: Piece, work: Callable[[], Piece]) -> None:
-        """Do a piece in a process of its own; its result, or why there is none, is one file.
+    def _do(self, where: str, key: str, empty: Piece, work: Callable[[], Piece], minutes: float | None = None) -> None:
+        """Do a piece in a process of its own; its result, or why there is none, is one file. After so many minutes it has failed.
 
         Raises:
             UserError: the disk cannot be written.
@@ -171,12 +172,14 @@ class Runner:
                 piece = empty.model_copy(update={"failed": reason(error, self.store.folder / "errors" / f"{key}.txt")})
             self.store.write(where, key, piece)
 
-        status = forked(recorded, self._threads, self._tick)
+        status = forked(recorded, self._threads, self._tick, None if minutes is None else 60 * minutes)
         if status == EXIT_DISK:
             raise UserError("the disk is full or cannot be written", file=self.store.folder,
                             mend="free space, or name another output; then the same command goes on")  # fmt: skip
         if status == EXIT_INTERRUPTED or self._stopped:
             self._stopped = True
+        elif status == EXIT_LATE:
+            self.store.write(where, key, empty.model_copy(update={"failed": f"not done after {minutes:g} minutes"}))
         elif status:
             time.sleep(1)  # whoever kills all processes has now killed this one too
             how = "was killed; out of memory, most likely" if status == -signal.SIGKILL else f"died (exit status {status})"

@@ -6,7 +6,7 @@ is never done again. Does not know: how a piece is done.
     base.json                 Facts of the base
     data/KEY/                 the records of a task, prepared once
     measured/KEY.json         Measured: the base on a task
-    choices/KEY.json          Choice: which entries, and what choosing took (KEY/ holds the selection)
+    choices/KEY.json          Choice: which entries and records, and what choosing took (KEY/ holds them)
     trials/KEY.json           Trial: one training at one learning rate (KEY/ holds the specialist until the best is measured)
     cells/KEY.json            Cell: the best trial of a method, task, budget and seed, measured
     errors/KEY.txt            where an unexpected error came from
@@ -43,12 +43,18 @@ class Measured(Piece):
 
 
 class Choice(Piece):
-    """Which entries of which weights may change."""
+    """Which entries of which weights may change, and which records train."""
 
     parameters: dict[str, Any] = Field(default_factory=dict)
     form: dict[str, Any] = Field(default_factory=dict)
     """Both as the budget holds them."""
     entries: int = 0
+    records: int = 0
+    """That train, chosen or all."""
+    tokens: int = 0
+    """Of their responses."""
+    kept: dict[str, float] = Field(default_factory=dict)
+    """Of a pool: the share kept of each kind of planted records."""
     cost: Cost = Cost(stage="choose")
 
 
@@ -76,6 +82,10 @@ class Cell(Piece):
     budget_entries: int = 0
     entries: int = 0
     """Those that trained."""
+    records: int = 0
+    tokens: int = 0
+    kept: dict[str, float] = Field(default_factory=dict)
+    """As of its choice."""
     learning_rate: float | None = None
     grid: dict[str, float | str] = Field(default_factory=dict)
     """Learning rate -> development loss, or why it failed."""
