@@ -33,6 +33,7 @@ NEUTRAL: dict[str, dict] = {
     "sharpness": {"radius": 0.0},
     "bursts": {"steps": 0},
     "replay": {},
+    "uds": {"keep": 1.0},
 }
 """Settings with which a policy is plain training."""
 ON_ADAPTERS = {"roselora", "fslora", "snella", "sparse_lora", "first"}

@@ -117,7 +117,7 @@ class SelectiveTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
         count = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
         self._acting.stage.tokens = count / self.accelerator.num_processes
-        return self._acting.policy.loss(self._acting.stage, inputs, lambda: self._loss(model, inputs, count))
+        return self._acting.policy.loss(self._acting.stage, inputs, lambda other=inputs: self._loss(model, other, count))
 
     def _loss(self, model: nn.Module, inputs: Any, count: Any) -> Tensor:
         total: Tensor = model(**inputs)

@@ -49,6 +49,7 @@ class Ran:
     model: object
     made: object
     """The base, as the form changed it."""
+    cost: object
 
 
 def dense(model):
@@ -79,7 +80,7 @@ def run(folder, base_folder, policy="none", *, choose=mixed, form="full", steps=
         metrics=folder / "metrics.jsonl", seed=seed, meter=meter, quiet=True, watching=watching,
         policy=catalogue.create("policies", policy, "policy"), context=context,
     )  # fmt: skip
-    return Ran(before, dense(model), selection, result, model, base)
+    return Ran(before, dense(model), selection, result, model, base, meter.cost)
 
 
 def same(one, other):

@@ -220,12 +220,12 @@ class Policy(Method, ABC):
     def before_step(self, stage: Stage) -> None:
         """Act before the first forward pass of a step."""
 
-    def loss(self, stage: Stage, batch: Batch, plain: Callable[[], Tensor]) -> Tensor:
+    def loss(self, stage: Stage, batch: Batch, plain: Callable[..., Tensor]) -> Tensor:
         """Return the loss of one micro-batch, its share of the batch's mean over response tokens, with its graph.
 
         Args:
             batch: ``input_ids``, ``labels`` and ``position_ids``, each ``(sequences, length)``. plain: computes the usual loss, as often
-                as it is called.
+                as it is called; of another batch, where one is given.
         """
         return plain()
 
