@@ -33,9 +33,9 @@ def distance(worker: Worker, pieces: list[Encoded]) -> Array:
 
 def shown_before(worker: Worker, example: Record, record: Record) -> Encoded:
     """Return a record's tokens after an example, both as turns of one conversation; labels are the record's response alone."""
-    turns = (*_turns(example), *_turns(record))
+    turns = (*turns_of(example), *turns_of(record))
     whole = worker.encoder.encode(Record("chat", turns))
-    alone = worker.encoder.encode(Record("chat", _turns(record)))
+    alone = worker.encoder.encode(Record("chat", turns_of(record)))
     count = sum(label != -100 for label in alone[0].labels[1:]) if alone else 0
     if not whole:
         return Encoded([0, 0], [-100, -100])
@@ -46,7 +46,8 @@ def shown_before(worker: Worker, example: Record, record: Record) -> Encoded:
     return Encoded(whole[0].input_ids, labels)
 
 
-def _turns(record: Record) -> tuple[Message, ...]:
+def turns_of(record: Record) -> tuple[Message, ...]:
+    """Return a record as turns of a conversation that others may stand before; system messages are left out."""
     if record.kind == "text":
         return Message("user", "Continue."), Message("assistant", record.text)
     return tuple(message for message in record.messages if message.role != "system")
@@ -68,7 +69,7 @@ def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
 
 def shown_alone(worker: Worker, record: Record) -> Encoded:
     """Return a record's tokens by itself, in the form in which it follows an example."""
-    pieces = worker.encoder.encode(Record("chat", _turns(record)))
+    pieces = worker.encoder.encode(Record("chat", turns_of(record)))
     return pieces[0] if pieces else Encoded([0, 0], [-100, -100])
 
 
