@@ -31,7 +31,7 @@ from selectune.models.machine import environment
 TASKS: dict[str, tuple[str, int | None, int, int]] = {
     "HellaSwag, 0-shot": ("hellaswag", 0, 200, 12),
     "MMLU computer science, 0-shot": ("mmlu_cs", 0, 60, 3),
-    "MMLU computer science, 5-shot": ("mmlu_cs", 5, 25, 2),
+    "MMLU computer science, 5-shot": ("mmlu_cs", 5, 1000, 2),
     "GSM8K answers, 5-shot": ("gsm8k", 5, 4, 0),
     "HellaSwag, 10-shot": ("hellaswag", 10, 12, 4),
 }

@@ -110,7 +110,7 @@ def test_what_is_saved_twice_is_made_once_and_another_storage_is_no_match():
         return torch.ones(3, 5)
 
     with recomputing():
-        value = recomputed_by(torch.ones(3, 5), again)
+        value = recomputed_by(torch.ones(3, 5, requires_grad=True) * 1, again)
         assert is_recomputed(value.view(15)) and not is_recomputed(value.clone())
         total = (value @ weight).sum() + (value[1:] @ weight).sum()
         del value

@@ -128,7 +128,7 @@ def test_a_budget_in_minutes_shortens_the_run_and_the_plan_says_so(place):
     assert 0 < planned["steps"] < plan.steps and planned["seconds"] <= 6
 
 
-FOOTPRINT = Footprint(trained=100 << 20, adapter=1 << 20, weights=512 << 20, frozen_weights=256 << 20, fixed=0, sequence=1 << 30,
+FOOTPRINT = Footprint(trained=100 << 20, adapter=1 << 20, weights=512 << 20, frozen_weights=256 << 20, fixed=0, saved_by={}, sequence=1 << 30,
                       recomputed=100 << 20, logits=0, prefix=0, length=512)  # fmt: skip
 
 

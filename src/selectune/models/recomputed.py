@@ -26,10 +26,12 @@ _last: list[tuple[Recipe, Tensor]] = []
 def recomputed_by(found: Tensor, recipe: Recipe) -> Tensor:
     """Say how a contiguous tensor can be had again, and return it.
 
+    One that needs no gradient itself is kept as it is: then nobody keeps what it is made of.
+
     Args:
         recipe: makes it anew, without gradient, from tensors that are kept anyway; it must hold none that has a gradient.
     """
-    if _recipes is not None and torch.is_grad_enabled():
+    if _recipes is not None and found.requires_grad and torch.is_grad_enabled():
         storage = found.untyped_storage()
         _recipes[storage._cdata] = StorageWeakRef(storage), recipe
     return found

@@ -53,6 +53,10 @@ def show_plan(plan: Prediction, console: Console | None = None) -> None:
     table.add_row("operations", f"{_scientific(plan.flops)} on {plan.training_tokens:,} tokens")
     how = "measured on a few steps" if plan.memory_measured else "counted, not measured"
     table.add_row("memory", f"{plan.memory_bytes / 2**30:.1f} GiB of {plan.memory_limit_bytes / 2**30:.1f} ({how})")
+    if plan.saved_by:
+        most = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in list(plan.saved_by.items())[:6])
+        rest = ", ..." if len(plan.saved_by) > 6 else ""
+        table.add_row("kept to go back", f"{sum(plan.saved_by.values()) / 2**20:.1f} MiB a sequence: {escape(most)}{rest}")
     if plan.seconds is not None:
         speed = f" ({plan.tokens_per_second:,.0f} tokens/s)" if plan.tokens_per_second else ""
         table.add_row("training", f"{_duration(plan.seconds)}{speed}")

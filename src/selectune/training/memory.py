@@ -14,19 +14,15 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selectune.errors import UserError
 from selectune.models.anatomy import Anatomy
-from selectune.models.attention import attend_by_record, record_spans
-from selectune.models.gated import short_gated_units
 from selectune.models.head import SplitModel
-from selectune.models.norms import short_norms
-from selectune.models.recomputed import recomputing
 from selectune.objectives.objective import CHUNK
 from selectune.recipe import BudgetRecipe, TrainingRecipe
-from selectune.training.allocator import give_back_freed_memory
 from selectune.training.plan import remembers, rows_remembered
+from selectune.training.saved import by_kind, saved_bytes
 
 GIB = 1 << 30
 PROCESS = 850 << 20
@@ -83,6 +79,8 @@ class Footprint:
     prefix: int
     length: int
     """Tokens in a packed sequence."""
+    saved_by: dict[str, int]
+    """``sequence`` by the kind of module that keeps it."""
 
     @classmethod
     def of(
@@ -100,7 +98,8 @@ class Footprint:
         trained = [value for value in model.parameters() if value.requires_grad]
         frozen = anatomy.total_parameters * (2 if bfloat16 else 4)
         longest = [max(rows, key=lambda row: int(row["position_ids"].max()))] * 2
-        one, two = (_saved(split, rows, longest[:count], set(own), bfloat16) for count in (1, 2))
+        first, both = (saved_bytes(split, rows, longest[:count], bfloat16) for count in (1, 2))
+        one, two = first.total(), both.total()
         length, config = len(longest[0]["input_ids"]), split.causal.config.get_text_config()
         targets = max(int((row["labels"] != -100).sum()) for row in rows)
         state = length * config.hidden_size * 4
@@ -119,6 +118,7 @@ class Footprint:
             logits=LOGITS * min(CHUNK, max(targets, 1) * 2) * config.vocab_size,
             prefix=kept,
             length=length,
+            saved_by=by_kind(both - first),
         )
 
     def at(
@@ -225,47 +225,3 @@ def memory_problem(
 
 def _total() -> int:
     return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else psutil.virtual_memory().total
-
-
-def _saved(
-    split: SplitModel, rows: list[dict[str, Tensor]], batch_rows: list[dict[str, Tensor]], own: set[int], bfloat16: bool
-) -> int:
-    """Return the bytes that a forward pass through the decoder keeps for the backward pass, weights not counted."""
-    device = next(split.causal.parameters()).device
-    batch = {key: torch.stack([row[key] for row in batch_rows]).to(device) for key in ("input_ids", "position_ids", "labels")}
-    storages: dict[int, int] = {}
-
-    def note(value: Tensor) -> None:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:  # it is kept alive, so that no address comes twice
-            storages[storage.data_ptr()] = storage.nbytes()
-
-    with (
-        _training(split.causal),
-        attend_by_record(split.causal, rows) as by_record,
-        short_norms(split.causal),
-        short_gated_units(split.causal),
-    ):
-        records = {"records": record_spans(batch["position_ids"], batch["labels"])} if by_record else {}
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
-            recomputing(note),
-        ):
-            hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"], **records)
-    del hidden
-    give_back_freed_memory()
-    return sum(storages.values())
-
-
-class _training:
-    """Within, a module is in training mode."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._was = module, module.training
-
-    def __enter__(self) -> None:
-        self._module.train()
-
-    def __exit__(self, *error: object) -> None:
-        self._module.train(self._was)

@@ -78,6 +78,8 @@ class Prediction(BaseModel):
     """Whether real steps were measured; they are not run where the count says that they cannot fit."""
     memory_parts: dict[str, int]
     """What the memory holds, counted."""
+    saved_by: dict[str, int]
+    """What a forward pass keeps for the backward pass, for one packed sequence, by the kind of module that keeps it."""
     memory_limit_bytes: int
     seconds: float | None
     """Of the training stage, the loading of the base included; None where no steps were run."""
@@ -315,6 +317,7 @@ def predict(
         memory_bytes=needed,
         memory_measured=seconds is not None,
         memory_parts=asdict(memory),
+        saved_by=footprint.saved_by,
         memory_limit_bytes=limit,
         seconds=seconds,
         seconds_of_choosing=choosing,
