@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.data.duplicates import content
+from selectune.examples.among_answers import AmongAnswers, one_each
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice, ExampleMethod, Ranked
@@ -134,7 +135,7 @@ class JointRank(Ranked):
         return {"joint rank": np.where(lengths <= limit, joint, joint - 2), "response tokens": lengths, "loss": losses}
 
 
-class Answers(ExampleMethod):
+class Answers(AmongAnswers):
     """Of several answers to a question, the one that fits the base."""
 
     name: ClassVar[str] = "grape"
@@ -147,26 +148,7 @@ class Answers(ExampleMethod):
 
     keep: Literal["likeliest", "unlikeliest"] = "likeliest"
     """``unlikeliest`` is the control."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of the questions: one answer each."""
 
-    def select(self, pool: Pool) -> Choice:
-        if not len(pool):
-            return super().select(pool)
-        self.budget(pool)
-        return self.choose(pool)
-
-    def choose(self, pool: Pool) -> Choice:
+    def suited(self, pool: Pool) -> tuple[Array, dict[str, Array]]:
         losses = measure(pool, ResponseLoss())
-        signed = losses if self.keep == "likeliest" else -losses
-        rank = np.empty(len(pool), dtype=np.int64)
-        rank[pool.order] = np.arange(len(pool))
-        best: dict[tuple[str, ...], int] = {}
-        for place in np.lexsort((rank, pool.tokens, np.where(np.isfinite(signed), signed, np.inf))).tolist():
-            asked = tuple(message.content for message in pool.records[place].prompt)
-            best.setdefault(asked or (pool.keys[place],), place)
-        one_each = np.array(list(best.values()), dtype=np.int64)  # from the best fit to the worst
-        if self.by == "tokens":
-            return Choice(self.fill(pool, one_each), {"loss": losses})
-        wanted = self.count if self.count is not None else max(1, round(self.fraction * len(one_each)))
-        return Choice(one_each[:wanted], {"loss": losses})
+        return one_each(pool, losses if self.keep == "likeliest" else -losses), {"loss": losses}

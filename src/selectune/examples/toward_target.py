@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.examples.diverse import Embedded
+from selectune.examples.factors.normalise import unit
 from selectune.examples.factors.signals import GradientSketch
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import k_means
@@ -118,7 +119,7 @@ class LeastUncertain(Embedded):
         vectors, wanted = self.embed(pool), measure(pool, self.signal(), pool.target)
         if self.centre:
             mean = vectors[pool.order].mean(0)
-            vectors, wanted = _unit(vectors - mean), _unit(wanted - mean)
+            vectors, wanted = unit(vectors - mean), unit(wanted - mean)
         order = pool.order
         count = self.needed(pool)
         places, left = least_uncertain(vectors[order], wanted, count, self.noise)
@@ -182,7 +183,3 @@ class Balanced(ExampleMethod):
         order = pool.order
         count = self.needed(pool)
         return Choice(self.fill(pool, order[balanced(influence[order], count)]), {"mean influence": influence.mean(1)})
-
-
-def _unit(vectors: Array) -> Array:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""Scores on a common scale. Knows: minimum-maximum, standard scores, rank percentiles. Does not know: what is scored."""
+"""Scores on a common scale. Knows: minimum-maximum, standard scores, rank percentiles, unit length. Does not know: what is scored."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def percentile_ranks(values: Array, order: Array) -> Array:
     ranks = np.empty(len(values))
     ranks[sorted_places] = np.arange(len(values)) / max(len(values) - 1, 1)
     return ranks
+
+
+def unit(vectors: Array) -> Array:
+    """Return vectors scaled to unit length, ``(n, d)``; a vector of zeros stays."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def topsis(columns: Array, costs: tuple[bool, ...], weights: tuple[float, ...] | None = None) -> Array:

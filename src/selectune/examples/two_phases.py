@@ -1,0 +1,120 @@
+"""A foundation that is like the target, and beside it what is rare or still hard after learning the foundation.
+
+Knows: importance resampling by hashed n-grams, which tags are a long tail, and how a budget is shared by both phases. Does not know: how records
+are tagged or trained on.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from selectune.data.duplicates import content, drop_exact, drop_near
+from selectune.examples.diverse import Embedded
+from selectune.examples.factors.normalise import percentile_ranks
+from selectune.examples.method import Array, Choice, ranked
+from selectune.examples.pool import Pool
+from selectune.examples.tags import tags
+from selectune.examples.trained import losses_after, trained_copy
+
+
+class TwoPhases(Embedded):
+    """Most of the budget like the target, the rest from the long tail and from what is hard for a base that has learnt the first part."""
+
+    name: ClassVar[str] = "infinity_instruct"
+    family: ClassVar[str] = "target"
+    paper: ClassVar[str] = (
+        "Infinity Instruct: Scaling Instruction Selection and Synthesis to Enhance Language Models, 2025, arXiv 2506.11116"
+    )
+    summary: ClassVar[str] = "Importance resampling toward the target; then records of rare tags, or that stay hard, are added."
+    departs: ClassVar[str] = (
+        "Selection alone: nothing is evolved or synthesised, and both phases train together. One filter for all areas (the paper mixes several); "
+        "tags are found without a model; shares and percentiles are ours."
+    )
+    needs_target: ClassVar[bool] = True
+
+    foundation: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the budget for the first phase."""
+    buckets: Annotated[int, Field(gt=1)] = 10_000
+    """Into which words and pairs of words are hashed."""
+    scales: tuple[int, ...] = (32,)
+    """Numbers of clusters that give a tag each, beside the question's first words and the answer's form."""
+    rare: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Percentile of the tags' frequencies up to which a tag is long tail; and share of the records that counts as hard."""
+    steps: Annotated[int, Field(gt=0)] = 60
+    """Of the short training on the foundation."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the short training."""
+
+    def choose(self, pool: Pool) -> Choice:
+        logs = log_importance([content(record) for record in pool.records], [content(r) for r in pool.target], self.buckets)
+        drawn = ranked(pool, logs - np.log(-np.log(np.clip(pool.uniform("importance"), 1e-300, 1 - 1e-16))))
+        kept = without_duplicates(pool)
+        unlike = drawn[kept[drawn]]
+        count = min(round(self.foundation * self.about(pool)), len(unlike))
+        first = unlike[:count]
+        records = [pool.records[place] for place in (first if count else drawn[:1])]
+        losses = losses_after(pool, trained_copy(pool, self.steps, self.learning_rate, records))
+        tagged = tags(pool, self.embed(pool), self.scales, least=1)
+        seeds = long_tail(tagged, self.rare) | (percentile_ranks(losses, pool.order) >= 1 - self.rare)
+        rest = np.isin(np.arange(len(pool)), first, invert=True)
+        hardest = ranked(pool, losses)
+        second = hardest[(rest & kept & seeds)[hardest]]
+        others = hardest[(rest & kept & ~seeds)[hardest]]
+        phase = np.full(len(pool), np.nan)
+        phase[first], phase[second] = 1, 2
+        weights = np.exp(logs - logs.max())
+        return Choice(
+            self.fill(pool, [*first, *second, *others, *drawn[~kept[drawn]]]),
+            {"phase": phase, "importance": weights / weights.sum(), "loss after the first phase": losses},
+        )
+
+
+def log_importance(texts: Iterable[str], target: Iterable[str], buckets: int) -> Array:
+    """Return the logarithm of ``p_target / p_pool`` of each text, both bags of hashed words and pairs of words; ``(texts,)``.
+
+    Counts are smoothed by one in all for each model, spread evenly.
+    """
+    found = [_hashed(text, buckets) for text in texts]
+    ratio = np.log(_distribution([_hashed(text, buckets) for text in target], buckets)) - np.log(_distribution(found, buckets))
+    return np.array([sum(count * ratio[bucket] for bucket, count in own.items()) for own in found], dtype=np.float64)
+
+
+def _hashed(text: str, buckets: int) -> Counter[int]:
+    words = re.findall(r"\w+|[^\w\s]", text.lower())
+    return Counter(zlib.crc32(gram.encode()) % buckets for gram in [*words, *(f"{a} {b}" for a, b in pairwise(words))])
+
+
+def _distribution(counts: Iterable[Counter[int]], buckets: int) -> Array:
+    total = np.full(buckets, 1 / buckets)
+    for own in counts:
+        for bucket, count in own.items():
+            total[bucket] += count
+    return total / total.sum()
+
+
+def without_duplicates(pool: Pool) -> Array:
+    """Return which records are not nearly what an earlier one (by content) is, ``(records,)`` bool."""
+    by_content = [pool.records[place] for place in pool.order.tolist()]
+    once = {id(record) for record in drop_near(drop_exact(by_content)[0])[0]}
+    kept = np.zeros(len(pool), dtype=bool)
+    for place, record in zip(pool.order.tolist(), by_content, strict=True):
+        kept[place] = id(record) in once
+        once.discard(id(record))
+    return kept
+
+
+def long_tail(tagged: list[set[str]], percentile: float) -> Array:
+    """Return which records have a tag whose frequency is at most that percentile of the tags' frequencies, ``(records,)`` bool."""
+    counts = Counter(tag for own in tagged for tag in own)
+    if not counts:
+        return np.zeros(len(tagged), dtype=bool)
+    limit = np.quantile(np.array(sorted(counts.values())), percentile)
+    return np.array([any(counts[tag] <= limit for tag in own) for own in tagged])

@@ -1,0 +1,92 @@
+"""Infinity-Instruct's selection: the faithful-if lines of its card."""
+
+import math
+import re
+import zlib
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from selectune.data import Message, Record
+from selectune.examples.factors.signals import ResponseLoss
+from selectune.examples.factors.store import measure
+from selectune.examples.two_phases import TwoPhases, log_importance, long_tail, without_duplicates
+from tests.examples.test_signals import pool
+from tests.examples.words import words  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("words")
+
+
+def record(question, answer):
+    return Record("chat", (Message("user", question), Message("assistant", answer)))
+
+
+LIKE = [record(f"What is fault {i}?", f"Lamp {i * 7} is on and the pump stops.") for i in range(8)]
+UNLIKE = [record(f"Who wrote poem {i}?", f"Poet number {i + 3} did, in a far country.") for i in range(14)]
+TARGET = [record(f"Which fault is it when lamp {i} is on?", "The pump stops.") for i in range(5)]
+
+
+def grams(text):
+    found = re.findall(r"\w+|[^\w\s]", text.lower())
+    return found + [f"{a} {b}" for a, b in pairwise(found)]
+
+
+def test_importance_is_the_ratio_of_both_bags_of_grams():
+    texts, target, buckets = ["a lamp is on", "a poet", "lamp lamp lamp"], ["the lamp is on", "lamp"], 50
+
+    def model(some):
+        counts = Counter(zlib.crc32(gram.encode()) % buckets for text in some for gram in grams(text))
+        total = sum(counts.values()) + 1
+        return lambda gram: (counts[zlib.crc32(gram.encode()) % buckets] + 1 / buckets) / total
+
+    wanted, pooled = model(target), model(texts)
+    expected = [sum(math.log(wanted(gram) / pooled(gram)) for gram in grams(text)) for text in texts]
+    assert log_importance(texts, target, buckets) == pytest.approx(expected)
+    assert log_importance(texts, texts, buckets) == pytest.approx([0, 0, 0])
+
+
+def test_a_long_tail_tag_is_no_more_frequent_than_the_percentile():
+    tagged = [{"a"}] * 6 + [{"a", "b"}] * 4 + [{"c"}] * 2 + [{"d"}] + [set()]
+    assert long_tail(tagged, 0.25).tolist() == [{"c", "d"} & own != set() and ("d" in own or 0.25 >= 1 / 3) for own in tagged]
+    assert long_tail(tagged, 0.4).tolist() == [bool(own & {"c", "d"}) for own in tagged]
+    assert long_tail(tagged, 1.0).tolist() == [bool(own) for own in tagged]
+    assert not long_tail([set(), set()], 0.5).any()
+
+
+def test_duplicates_go_before_anything_is_chosen(llama_folder):
+    made = pool(llama_folder, [LIKE[0], LIKE[1], LIKE[0], record("what is fault 0?", LIKE[0].response)])
+    kept = without_duplicates(made)
+    assert kept.sum() == 2 and kept[1] and sum(kept[[0, 2, 3]]) == 1
+    made = pool(llama_folder, [*LIKE, *LIKE])
+    made.target = TARGET
+    chosen = TwoPhases(count=8, steps=1).select(made).places
+    assert len({made.keys[place] for place in chosen}) == 8
+
+
+def test_the_foundation_is_like_the_target_and_the_weights_add_up_to_one(llama_folder):
+    made = pool(llama_folder, [*UNLIKE, *LIKE])
+    made.target = TARGET
+    choice = TwoPhases(count=8, foundation=0.75, steps=1).select(made)
+    assert choice.signals["importance"].sum() == pytest.approx(1)
+    phase = choice.signals["phase"]
+    assert np.flatnonzero(phase == 1).tolist() == sorted(choice.places[:6].tolist())
+    assert all(place >= len(UNLIKE) for place in choice.places[:6])
+    assert all(phase[place] == 2 for place in choice.places[6:])
+    other = TwoPhases(count=4, foundation=1.0, steps=1).select(made).places
+    made.seed = 1
+    assert len(other) == 4 and all(place >= len(UNLIKE) for place in other)
+
+
+def test_the_second_phase_is_rare_or_hard_after_the_first(llama_folder):
+    odd = record("Translate this poem!", "```python\nprint('zq')\n```")
+    made = pool(llama_folder, [*UNLIKE, odd, *LIKE])
+    made.target = TARGET
+    choice = TwoPhases(count=6, foundation=0.5, steps=3, rare=0.1, scales=(2,)).select(made)
+    losses, second = choice.signals["loss after the first phase"], choice.signals["phase"] == 2
+    assert second[len(UNLIKE)]  # rare: nothing else is code
+    rest = np.flatnonzero(choice.signals["phase"] != 1)
+    assert second[rest[losses[rest].argmax()]]
+    assert choice.places[3:].tolist() == sorted(np.flatnonzero(second).tolist(), key=lambda place: -losses[place])[:3]
+    assert not np.allclose(losses, measure(made, ResponseLoss()))  # the base has learnt something
