@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import resource
+import signal
 import time
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +26,7 @@ from selectune import catalogue
 from selectune.data import Encoder, records_from_file
 from selectune.examples import Pool
 from selectune.experiment import jobs
-from selectune.experiment.forked import EXIT_LATE, forked, reason
+from selectune.experiment.forked import forked, reason
 from selectune.experiment.planting import EXACT, IN_DOMAIN, NEAR, OFF_DOMAIN, WRONG, Account
 from selectune.experiment.protocol import Task
 from selectune.experiment.recovery import choices, recovery
@@ -56,7 +58,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", default=str(HERE.parent.parent / "shared" / "data"))
     parser.add_argument("--only", help="one method")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which a method is given up (all budgets together)")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="of one core, after which a method is given up (all budgets together)"
+    )
     parser.add_argument("--retry", action="store_true", help="do again what failed or was given up")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -113,10 +117,11 @@ def _measured(method: Any, base: Any, folder: Path, account: Account, seed: int)
 
 
 def _in_a_process(work: Any, folder: Path, seconds: float) -> dict[str, Any]:
-    """Return what some work returns, or why there is nothing."""
+    """Return what some work returns, or why there is nothing; after so many seconds of the processor's time it is given up."""
     told = folder / "result.json"
 
     def recorded() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
         try:
             result = work()
         except Exception as error:
@@ -124,9 +129,9 @@ def _in_a_process(work: Any, folder: Path, seconds: float) -> dict[str, Any]:
         write_atomically(told, json.dumps(result))
 
     told.unlink(missing_ok=True)
-    status = forked(recorded, 1, lambda: False, seconds)
-    if status == EXIT_LATE:
-        return {"failed": f"not done after {seconds / 60:g} minutes"}
+    status = forked(recorded, 1, lambda: False)
+    if status == -signal.SIGXCPU:
+        return {"failed": f"not done after {seconds / 60:g} minutes of one core"}
     return (
         json.loads(told.read_text(encoding="utf-8")) if told.exists() else {"failed": f"its process died (exit status {status})"}
     )

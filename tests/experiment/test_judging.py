@@ -113,3 +113,26 @@ def test_gain_is_better_and_forgetting_is_worse_than_the_base():
     assert judging.outcome_of(base, {7: after}, "choice").gain.tolist() == [[1, 0]]
     with pytest.raises(ValueError, match="other items"):
         judging.outcome_of(base, {7: measured([1.5, 1.2], [1, 1], [3.5, 3.0], ids="other")}, "loss")
+
+
+def test_a_method_is_better_than_random_only_outside_the_band():
+    from scipy import stats
+
+    draws = Outcome((0, 1, 2, 3, 4), np.array([[0.1], [0.2], [0.3], [0.2], [0.2]]) + np.zeros((5, 40)), np.zeros((5, 40)))
+    spread = np.std([0.1, 0.2, 0.3, 0.2, 0.2], ddof=1) * (1 + 1 / 5) ** 0.5
+    reach = stats.t.ppf(0.975, 4) * spread
+
+    def at(gain):
+        return Outcome((0,), np.full((1, 40), gain), np.zeros((1, 40)))
+
+    found = judging.beside_draws([(at(0.2 + 0.5 * reach), draws)], GAIN, 0.95)
+    assert found.interval == pytest.approx((-0.5 * reach, 0.5 * reach, 1.5 * reach)) and not found.better(0.95)
+    assert judging.beside_draws([(at(0.2 + 1.1 * reach), draws)], GAIN, 0.95).better(0.95)
+    assert judging.beside_draws([(at(0.2 + reach), draws)], GAIN, 0.95).p_value == pytest.approx(0.05)
+    twice = judging.beside_draws([(at(0.2 + 0.8 * reach), draws)] * 2, GAIN, 0.95)
+    assert twice.better(0.95)  # two pools that agree, with eight degrees of freedom
+    assert judging.beside_draws([(at(0.5), at(0.2))], GAIN, 0.95) is None
+    inside, outside = [(at(0.2 + 0.5 * reach), draws)], [(at(0.2 - 1.1 * reach), draws)]
+    assert judging.decide(claim(), inside, 0.95)[0] == REPRODUCED  # over items alone
+    assert judging.decide(claim(), inside, 0.95, by_draws=True)[0] == NOT
+    assert judging.decide(claim(), outside, 0.95, by_draws=True)[0] == OPPOSITE

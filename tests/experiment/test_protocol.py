@@ -5,7 +5,7 @@ import pytest
 from selectune import catalogue
 from selectune.errors import UserError
 from selectune.experiment import protocol
-from selectune.experiment.budget import Facts, entries_of, fit, fit_knob
+from selectune.experiment.budget import Facts, entries_of, fit, fit_examples, fit_knob
 from selectune.experiment.lines import MethodLine
 
 GOOD = """name: small
@@ -121,3 +121,43 @@ def test_a_short_name_is_a_way_of_choosing_or_a_form():
     assert MethodLine.model_validate("lora:rank=4").form == "lora:rank=4"
     line = MethodLine.model_validate("fisher_blocks:examples=4")
     assert (line.parameters, line.form, line.name) == ("fisher_blocks:examples=4", "full", "fisher_blocks:examples=4")
+
+
+EXAMPLES = """name: small
+axis: examples
+every_method: true
+form: lora
+tasks:
+  lamps:
+    train: lamps.jsonl
+methods:
+  - loss
+  - {name: low, examples: "loss:keep=lowest", form: full}
+"""
+
+
+def test_an_experiment_about_examples(tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text(EXAMPLES)
+    loaded = protocol.load(file)
+    lines = {line.name: line for line in loaded.lines()}
+    assert list(lines)[:5] == ["random", "longest", "every_record", "loss", "low"]
+    assert lines["loss"].examples == "loss" and lines["loss"].parameters is None and lines["low"].form == "full"
+    assert all(line.form == "lora" for name, line in lines.items() if name != "low")
+    assert set(catalogue.methods("examples")) - {"all"} <= set(lines)
+    assert loaded.seeds_of(lines["random"]) == [0, 1, 2, 3, 4] and loaded.seeds_of(lines["loss"]) == [0]
+    file.write_text(EXAMPLES.replace("- loss", "- losss"))
+    with pytest.raises(UserError, match="did you mean 'loss'"):
+        protocol.load(file)
+    file.write_text(EXAMPLES.replace("    train:", "    pool: {sources: [{train: a.jsonl, record: 3}]}\n    train:"))
+    with pytest.raises(UserError, match="did you mean 'records'"):
+        protocol.load(file)
+
+
+def test_a_budget_of_tokens_is_held_by_every_line_that_sets_none():
+    by_tokens = fit_examples(MethodLine(name="l", examples="loss"), 0.15).examples
+    assert (by_tokens["fraction"], by_tokens["count"], by_tokens["by"]) == (0.15, None, "tokens")
+    assert fit_examples(MethodLine(name="l", examples="loss"), 5000).examples["count"] == 5000
+    own = fit_examples(MethodLine(name="l", examples="loss:count=9"), 0.15).examples
+    assert (own["count"], own["by"]) == (9, "records")
+    assert fit_examples(MethodLine(name="all", examples="all"), 0.15).examples == catalogue.create("examples", "all").describe()

@@ -186,3 +186,61 @@ def test_a_method_may_choose_its_records(tmp_path, llama_folder):
     assert [len(file.read_text().splitlines()) for file in (tmp_path / "runs" / "small").rglob("choices/*/chosen.jsonl")] == [6]
     kept = {"choices", "trials"}
     assert all(len(list((tmp_path / "runs" / "small" / kind).glob("*.json"))) == 2 for kind in kept)
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory, llama_folder):
+    """An experiment on ways of choosing examples, with a pool."""
+    folder = tmp_path_factory.mktemp("chosen")
+    put(
+        folder,
+        "general.jsonl",
+        lines([{"question": f"Name number {i}.", "answer": f"{i} is a number, and so is {i * 3}."} for i in range(60)]),
+    )
+    pool = {
+        "sources": [{"train": "general.jsonl", "records": 40}],
+        "in_domain": 20,
+        "wrong_answers": 0.2,
+        "exact_duplicates": 0.1,
+    }
+    task = {"train": "data.jsonl", "test_fraction": 0.2, "dev_fraction": 0.1, "test_records": 8, "pool": pool}
+    values = {
+        "axis": "examples", "form": "lora:rank=2", "tasks": {"lamps": task}, "budgets": [0.3], "learning_rates": [1e-3],
+        "controls": {"random_seeds": [0, 1, 2]}, "methods": [
+            {"name": "loss", "claim": {"text": "hard is good", "better_than": "random", "on": "gain"}}, "nearest",
+            {"name": "six", "examples": "longest:count=6"}, {"name": "slow", "examples": "s2l:steps=4000"},
+        ], "choosing_minutes": 0.25,
+    }  # fmt: skip
+    page = selectune.experiment(write(folder, llama_folder, **values), quiet=True)
+    return folder, page.read_text()
+
+
+@pytest.mark.slow
+def test_examples_are_chosen_within_a_budget_of_tokens(chosen):
+    found = cells(chosen[0])
+    pool = found["every_record", 0]
+    assert pool["records"] == 60 + 6 and set(pool["kept"].values()) == {1.0}
+    for name in ("random", "longest", "loss", "nearest"):
+        assert 0.25 * pool["tokens"] < found[name, 0]["tokens"] <= 0.3 * pool["tokens"] + 1, name
+        assert found[name, 0]["recipe"]["form"]["method"] == "lora"
+        assert (
+            found[name, 0]["train"]["backward_tokens"] == pool["train"]["backward_tokens"]
+        )  # equal training, whatever was chosen
+    assert found["six", 0]["records"] == 6 and found["nearest", 0]["choose"]["seconds"] > 0
+    assert "not done after 0.25 minutes" in found["slow", 0]["failed"]
+
+
+@pytest.mark.slow
+def test_random_examples_are_a_band(chosen):
+    folder, page = chosen
+    found = cells(folder)
+    assert [seed for name, seed in found if name == "random"] == [0, 1, 2] and ("loss", 1) not in found
+    assert (
+        len({found["random", seed]["tokens"] for seed in (0, 1, 2)} | {str(found["random", seed]["kept"]) for seed in (0, 1, 2)})
+        > 2
+    )
+    assert "| wrong answer kept |" in page and "with 3 seeds" in page and "66 records (" in page
+    claim = next(line for line in page.splitlines() if "hard is good" in line)
+    against = next(line for line in page.splitlines() if line.startswith("| loss | random |"))
+    assert against.split(" | ")[2] in claim  # the claim is decided by the band
+    assert "<svg" in next((folder / "runs" / "small").glob("*-band.svg")).read_text()

@@ -165,6 +165,41 @@ def scatter(spots: Sequence[Spot], across: str, up: str, up_scale: float = 1.0) 
     return _svg(WIDTH, height, f"{up} against {across}", said, body)
 
 
+def dots(
+    rows: Sequence[tuple[str, tuple[float, float, float]]], band: tuple[float, float, float], across: str, legend: str
+) -> Markup:
+    """Draw named values with their intervals, one below the other, over a shaded band.
+
+    Args:
+        rows: name -> low, middle, high. band: the same, of what they are compared with.
+    """
+    left, high = 30 + round(7.2 * max((len(name) for name, _ in rows), default=0)), 22
+    bottom = TOP + high * len(rows)
+    values = [*band, *(value for _, row in rows for value in row)]
+    low, top = min(values), max(values)
+    air = 0.04 * (top - low) or 1.0
+    at = _scale(low - air, top + air, left, WIDTH - RIGHT)
+    body = [
+        f'<rect class="band" x="{at(band[0]):.1f}" y="{TOP}" width="{max(at(band[2]) - at(band[0]), 1):.1f}" height="{bottom - TOP}"/>'
+    ]
+    body.append(f'<line class="mark" x1="{at(band[1]):.1f}" x2="{at(band[1]):.1f}" y1="{TOP}" y2="{bottom}"/>')
+    for place in ticks(low, top, 6):
+        body.append(
+            f'<line class="{"zero" if place == 0 else "grid"}" x1="{at(place):.1f}" x2="{at(place):.1f}" y1="{TOP}" y2="{bottom}"/>'
+        )
+        body.append(_text(at(place), bottom + 17, _plain(place), "middle"))
+    for number, (name, (less, middle, more)) in enumerate(rows):
+        y = TOP + high * (number + 0.5)
+        tone = "good" if middle > band[2] else "bad" if middle < band[0] else "plain"
+        body.append(_text(left - 12, y + 4, name, "end", "name"))
+        body.append(f'<line class="error" x1="{at(less):.1f}" x2="{at(more):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(f'<circle class="{tone}" cx="{at(middle):.1f}" cy="{y:.1f}" r="5"/>')
+    body.append(_text(left + (WIDTH - RIGHT - left) / 2, bottom + 38, across, "middle", "title"))
+    body += _legend([("band", legend)])
+    said = "; ".join(f"{name}: {_signed(middle)}" for name, (_, middle, _) in rows)
+    return _svg(WIDTH, bottom + BOTTOM, f"{across} of each, beside the {legend}", said, body)
+
+
 def standalone(picture: Markup) -> str:
     """Return a picture as a file of its own, with the colours of the pages."""
     head, _, rest = str(picture).partition(">")
