@@ -6,18 +6,22 @@ Knows: how a question about a record is put, and how the likelihoods of all spel
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from dataclasses import replace
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from selectune.data.chat import Encoded
-from selectune.data.duplicates import content
+from selectune.data.duplicates import content, normalise
 from selectune.data.records import Message, Record
 from selectune.examples.factors.signals import Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked
 from selectune.examples.pool import Pool
+from selectune.inference.responder import Asking, responder
+from selectune.models import load_base
 
 YES, NO = ("YES", "Yes", "yes", " YES", " Yes", " yes"), ("NO", "No", "no", " NO", " No", " no")
 
@@ -29,6 +33,8 @@ class YesOrNo(Signal):
     questions: tuple[str, ...]
     characters: int = 2048
     """Of the record that are shown."""
+    judge: str = ""
+    """The judge's name, where it is not the base."""
 
     def measure(self, worker: Worker | None, records: list[Record]) -> Array:
         assert worker is not None
@@ -58,8 +64,8 @@ class YesOrNo(Signal):
         return sorted({ids[0] for ids in encoded if len(ids) == 1}) or sorted({ids[0] for ids in encoded})
 
 
-class Judged(Ranked):
-    """The records of which the base itself would say YES."""
+class Judged(Asking, Ranked):
+    """The records of which the base itself, or another model, would say YES."""
 
     name: ClassVar[str] = "yes_no"
     family: ClassVar[str] = "quality"
@@ -70,13 +76,36 @@ class Judged(Ranked):
         "The highest product of the base's YES probabilities about being on the subject and being worth learning from."
     )
     departs: ClassVar[str] = (
-        "All spellings of YES and NO are summed (the code takes the largest); the second question is asked after a written YES to the first."
+        "All spellings of YES and NO are summed (the code takes the largest); the second question is asked after a written YES to the first. "
+        "An endpoint gives words: the score is the share of YES."
     )
 
     subject: str = "the subject of a specialist's training"
     """What the records should be about, in words."""
 
+    samples: Annotated[int, Field(gt=0)] = 1
+    """Answers that an endpoint gives to each question; its probability of YES is their share."""
+
     def score(self, pool: Pool) -> dict[str, Array]:
         questions = (f"Is it about {self.subject}?", "Is it correct, clear and worth learning from?")
-        found = measure(pool, YesOrNo(questions=questions))
+        if self.by_endpoint is not None:
+            return {"yes against no": self._share_of_yes(pool, questions)}
+        if self.by_model is not None:
+            judge = load_base(self.by_model, dtype="auto" if pool.bfloat16 else "float32")
+            pool = replace(pool, load_base=lambda: judge)
+        found = measure(pool, YesOrNo(questions=questions, judge=self.by_model or ""))
         return {"yes against no": found, "log odds": np.array([math.log(v / (1 - v)) if 0 < v < 1 else math.nan for v in found])}
+
+    def _share_of_yes(self, pool: Pool, questions: tuple[str, ...]) -> Array:
+        """Ask an endpoint, which gives words instead of likelihoods: a later question only where an earlier one was not denied."""
+        made, scores = responder(self, pool), np.ones(len(pool))
+        for asked in questions:
+            left = np.nonzero(scores)[0].tolist()
+            shown = [content(pool.records[place])[: YesOrNo.model_fields["characters"].default] for place in left]
+            prompts = [[Message("user", f"Read this:\n\n{text}\n\n{asked} Answer with YES or NO only.")] for text in shown]
+            said = made.answers(
+                prompts, samples=self.samples, temperature=float(self.samples > 1), max_new_tokens=8, seed=pool.seed
+            )
+            for place, answers in zip(left, said, strict=True):
+                scores[place] *= sum(normalise(one).startswith("yes") for one in answers) / self.samples
+        return scores

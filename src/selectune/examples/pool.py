@@ -7,7 +7,7 @@ signals are kept, so that a record is measured once. Does not know: any signal o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,10 @@ class Pool:
                 known[key] = sum(sum(label != -100 for label in piece.labels[1:]) for piece in self.encoder.encode(record))
         return np.array([known[key] for key in self.keys], dtype=np.int64)
 
+    def of(self, records: Sequence[Record]) -> Pool:
+        """Return a pool of other records, with the same base and target."""
+        return replace(self, records=records, load_base=lambda: self.base, make_encoder=lambda words: self.encoder)
+
     def context(self, records: Sequence[Record] | None = None) -> Any:
         """Return what a trial of training asks for (see :mod:`selectune.parameters.factors.trial`), over some records."""
         from selectune.parameters import Context
@@ -91,11 +95,9 @@ class Pool:
 
     def worker(self, model: Any = None) -> Any:
         """Return what measures records with the base, or with a model that was trained from it."""
-        import dataclasses
-
         from selectune.examples.factors.signals import Worker
 
-        base = self.base if model is None else dataclasses.replace(self.base, model=model)
+        base = self.base if model is None else replace(self.base, model=model)
         return Worker(base, self.encoder, self.bfloat16, self.seed, self.meter)
 
     def generator(self, purpose: str = "") -> np.random.Generator:

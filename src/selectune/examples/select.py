@@ -71,15 +71,15 @@ def choose_examples(
             raise UserError("its folder does not exist", file=place, mend="make it, or name another file")
     made, pool = _method_and_pool(data, method, target, base, folder, columns, seed, quiet, settings)
     choice = made.select(pool)
-    as_they_train = choice.records or pool.records
-    kept = [as_they_train[place] for place in choice.places.tolist()]
+    as_it_trains = pool if choice.records is None else pool.of(choice.records)
+    kept = [as_it_trains.records[place] for place in choice.places.tolist()]
     if out is not None:
         with written(out):
             write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
     if scores is not None:
         with written(scores):
             write_scores(Path(scores), pool, choice.signals, choice.places)
-    return Selected(len(pool), len(kept), int(pool.tokens[choice.places].sum()), pool.notes, kept)
+    return Selected(len(pool), len(kept), int(as_it_trains.tokens[choice.places].sum()), pool.notes, kept)
 
 
 def count_questions(

@@ -1,13 +1,13 @@
 """Records by what they are about: tags, and choices in which every tag is there.
 
 Knows: tags made without a tagger (clusters at several scales, what is asked for, the answer's format), complexity and diversity by tags, and
-complexity-first diverse sampling; strata of skills and styles; rare tags first. Does not know: what tags mean.
+complexity-first diverse sampling; strata of skills and styles; rare tags first. Does not know: what tags mean, or how a model is asked for them.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -15,8 +15,10 @@ from pydantic import Field
 from selectune.data.records import Record
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.strata import fair_shares, k_means, round_robin
+from selectune.examples.factors.tagging import asked_tags, merged
 from selectune.examples.method import Array, Choice, ranked
 from selectune.examples.pool import Pool
+from selectune.inference.responder import Asking, responder
 
 _STYLES = (("code", r"```|def |SELECT |#include"), ("steps", r"(?m)^\s*(\d+[.)]|step \d)"), ("list", r"(?m)^\s*[-*•] "),
            ("number", r"\d"), ("question", r"\?\s*$"))  # fmt: skip
@@ -65,7 +67,7 @@ def complexity_first(tagged: list[set[str]], order: Array, count: int) -> list[i
     return chosen
 
 
-class Tagged(Embedded):
+class Tagged(Asking, Embedded):
     """Many tags first, and every tag there."""
 
     name: ClassVar[str] = "instag"
@@ -74,16 +76,21 @@ class Tagged(Embedded):
     )
     summary: ClassVar[str] = "Complexity-first diverse sampling over tags."
     departs: ClassVar[str] = (
-        "Tags are clusters at three scales, the question's first words and the answer's form, instead of a model's."
+        "Unless a model is asked, tags are clusters at three scales, the question's first words and the answer's form. Asked tags are not stemmed."
     )
 
+    tagger: Literal["form", "model"] = "form"
+    """``model``: a model gives the tags (so it does where an endpoint or another model is named)."""
     scales: tuple[int, ...] = (8, 32, 128)
     """Numbers of clusters that give a tag each."""
     least: Annotated[int, Field(gt=0)] = 2
     """Records that a tag must have (the paper, for hundreds of thousands: 20)."""
 
     def choose(self, pool: Pool) -> Choice:
-        tagged = tags(pool, self.embed(pool), self.scales, self.least)
+        if self.tagger == "model" or self.by_endpoint or self.by_model:
+            tagged = merged(asked_tags(responder(self, pool), pool.records), self.least)
+        else:
+            tagged = tags(pool, self.embed(pool), self.scales, self.least)
         chosen = complexity_first(tagged, pool.order, len(pool))
         kept = set(chosen)
         rest = [place for place in pool.order.tolist() if place not in kept]

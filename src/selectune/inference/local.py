@@ -28,7 +28,8 @@ class LocalResponder(Remembering):
     draws from the model's own distribution; the noise follows from the question, its sample's number and the seed.
 
     Args:
-        base: the model. encoder: turns messages into its tokens. meter: counts tokens. kept: only for a base that is as it was loaded.
+        base: the model. encoder: turns messages into its tokens. meter: counts tokens. trained: how the model was trained since it was loaded,
+            so that its answers are told from the base's.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class LocalResponder(Remembering):
         kept: Path | None = None,
         quiet: bool = False,
         rehearsal: Rehearsal | None = None,
+        trained: str = "",
     ) -> None:
         super().__init__(kept, quiet, rehearsal)
         self.base, self.encoder, self.meter = base, encoder, meter
-        self.model = f"{base.fingerprint} {encoder.system or ''}"
+        self.model = f"{base.fingerprint} {encoder.system or ''} {trained}"
 
     def ask(self, questions: list[Question]) -> Iterator[tuple[Question, str]]:
         """Write the answers, the shortest prompts first (see :meth:`Remembering.ask`)."""
@@ -57,9 +59,9 @@ class LocalResponder(Remembering):
         from transformers import GenerationConfig, LogitsProcessorList
 
         model, words = self.base.model, self.base.tokenizer
-        limit = max(question.max_new_tokens for question in questions)
-        room = max(1, (getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048) - limit)
-        prompts = [prompt[-room:] for prompt in prompts]
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+        limit = min(max(question.max_new_tokens for question in questions), context // 2)
+        prompts = [prompt[-(context - limit) :] for prompt in prompts]
         width, device = max(map(len, prompts)), model.get_input_embeddings().weight.device
         ids = torch.tensor([[words.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
         real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

@@ -61,13 +61,18 @@ class Asking(BaseModel):
     """Of a million tokens that it writes."""
 
 
+def kept_in(pool: Pool) -> Path | None:
+    """Return the file that keeps answers beside what is measured of a pool."""
+    return None if pool.folder is None else pool.folder / "answers.sqlite"
+
+
 def responder(settings: Asking, pool: Pool) -> Responder:
     """Return whoever answers a method's questions; answers are kept in the pool's folder (those of endpoints always).
 
     Raises:
         UserError: an endpoint without a model's name, a key or an address that will not do, a model that cannot be loaded.
     """
-    kept = None if pool.folder is None else pool.folder / "answers.sqlite"
+    kept = kept_in(pool)
     if settings.by_endpoint is not None:
         return _of_endpoint(settings, pool, kept)
     if settings.by_model is None:

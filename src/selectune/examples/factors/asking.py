@@ -1,0 +1,84 @@
+"""What a model is asked about records, and what its answer says.
+
+Knows: how an instruction takes the place of a record's last question, how the final answer is found in a text, when two answers are the same, and a
+record with another answer or question. Does not know: who answers, or what is concluded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from selectune.data.duplicates import normalise
+from selectune.data.records import Message, Record
+from selectune.errors import UserError
+from selectune.examples.factors.labels import answered as with_label
+
+FORMAT = 'End with a new line that begins with "Answer: " and gives nothing but the answer.'
+
+
+def questions_only(records: Sequence[Record], method: str) -> None:
+    """Check that every record asks something.
+
+    Raises:
+        UserError: one is raw text.
+    """
+    for record in records:
+        if not record.prompt:
+            raise UserError(f"'{method}' asks the records' questions, and this one has none", file=record.source or None,
+                            line=record.line or None, expected="records with a question and an answer")  # fmt: skip
+
+
+def put(record: Record, text: str) -> tuple[Message, ...]:
+    """Return a record's conversation up to its last question, with a text in the question's place."""
+    return (*record.prompt[:-1], Message("user", text))
+
+
+def question(record: Record) -> str:
+    """Return what is asked, with the choices where the question itself does not name them."""
+    if record.kind != "choice":
+        return record.question
+    return "\n".join([record.question, *(f"{chr(65 + n)}. {choice}" for n, choice in enumerate(record.choices))])
+
+
+def solved(record: Record) -> str:
+    """Return a question and its answer, as an example for others."""
+    return f"Question: {question(record)}\nAnswer: {record.response}"
+
+
+def final(text: str) -> str:
+    """Return what stands behind the last ``Answer:``, or the whole text."""
+    return re.split(r"(?i)\banswer\s*:", text)[-1].strip().strip("*").strip()
+
+
+def choice_of(record: Record, text: str) -> int | None:
+    """Return which of a record's choices a text names, by its words or its letter; None where it names none, or several."""
+    said = normalise(text)
+    exact = [number for number, choice in enumerate(record.choices) if normalise(choice) == said]
+    letter = re.match(r"\(?([A-Za-z])(?:[).:]|$)", text.strip())
+    if not exact and record.kind == "choice" and letter and ord(letter[1].upper()) - 65 < len(record.choices):
+        exact = [ord(letter[1].upper()) - 65]
+    within = exact or [number for number, choice in enumerate(record.choices) if _within(normalise(choice), said)]
+    return within[0] if len(within) == 1 else None
+
+
+def same(record: Record, one: str, other: str) -> bool:
+    """Whether two answers to a record's question say the same: the same choice, or the words of one are among the other's, in a row."""
+    if record.choices:
+        chosen = choice_of(record, one)
+        return chosen is not None and chosen == choice_of(record, other)
+    first, second = normalise(one), normalise(other)
+    return bool(first and second) and (_within(first, second) or _within(second, first))
+
+
+def _within(part: str, whole: str) -> bool:
+    return bool(part) and f" {part} " in f" {whole} "
+
+
+def answered(record: Record, text: str) -> Record | None:
+    """Return a record with another answer; None where the text is none (empty, or not one of its choices)."""
+    if record.choices:
+        chosen = choice_of(record, text)
+        return None if chosen is None else with_label(record, chosen)
+    return replace(record, messages=(*record.prompt, Message("assistant", text))) if text.strip() else None

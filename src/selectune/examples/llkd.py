@@ -1,0 +1,220 @@
+"""Questions that a teacher answers with certainty and the student does not.
+
+Knows: how sure a model is of an answer (its likelihood among the labels, or how often it is given), thresholds that follow both certainties batch by
+batch and label by label, and a student that learns between batches. Does not know: who the teacher is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from selectune.data.chat import Encoded
+from selectune.data.records import Message, Record
+from selectune.examples.factors.asking import answered, final, questions_only, same
+from selectune.examples.factors.signals import Signal, Worker
+from selectune.examples.factors.store import measure
+from selectune.examples.method import Array, Choice, ExampleMethod
+from selectune.examples.pool import Pool
+from selectune.examples.trained import trained_copy
+from selectune.inference.local import LocalResponder
+from selectune.inference.responder import Asking, Responder, responder
+
+Sure = tuple[list[str], Array]
+"""An answer to each record, and how sure it is, ``(records,)`` in [0, 1]."""
+
+
+class OfLabels(Signal):
+    """The likeliest of a record's choices, and its probability among them; ``(records, 2)``, not-a-number without choices."""
+
+    shown: ClassVar[str] = "probabilities of labels"
+    width: ClassVar[int | None] = 2
+    shots: tuple[tuple[str, str], ...] = ()
+    """Answered questions that come before."""
+    model: str = ""
+    """Whose probabilities they are, where it is not the base."""
+
+    def measure(self, worker: Worker | None, records: list[Record]) -> Array:
+        assert worker is not None
+        owners, pieces = [], []
+        for number, record in enumerate(records):
+            asked = worker.encoder.prompt_ids((*_turns(self.shots), *record.prompt)) if record.choices else []
+            for choice in record.choices:
+                ids = worker.encoder.response_ids(choice)
+                asked = asked[-max(1, worker.encoder.max_length - len(ids)) :]
+                owners.append(number)
+                pieces.append(Encoded(asked + ids, [-100] * len(asked) + ids))
+        likely: list[list[float]] = [[] for _ in records]
+        for owner, found in zip(owners, worker.log_probabilities(pieces), strict=True):
+            likely[owner].append(float(found.sum(dtype=np.float64)))
+        values = np.full((len(records), 2), np.nan, dtype=np.float32)
+        for number, own in enumerate(likely):
+            if own:
+                shares = np.exp(np.array(own) - max(own))
+                values[number] = int(shares.argmax()), shares.max() / shares.sum()
+        return values
+
+
+@dataclass
+class Thresholds:
+    """What a certainty must reach, for each label; both follow the batches as running means.
+
+    A label on which the teacher has been less sure than on the surest one has a lower threshold, in proportion; so has one on which the student
+    has been less unsure.
+    """
+
+    momentum: float
+    means: list[float] = field(default_factory=list)
+    """Of the teacher's confidence and of the student's uncertainty."""
+    by_label: list[dict[str, float]] = field(default_factory=lambda: [{}, {}])
+
+    def passes(self, confidence: Array, uncertainty: Array, labels: list[str]) -> Array:
+        """Take a batch in, and return which of its records reach both thresholds, ``(batch,)`` bool."""
+        kept = np.ones(len(labels), dtype=bool)
+        first = not self.means
+        for which, values in enumerate((confidence, uncertainty)):
+            self._follow(which, values, labels, first)
+            most = max(self.by_label[which].values())
+            limits = [self.means[which] * (self.by_label[which][label] / most if most > 0 else 1.0) for label in labels]
+            kept &= values >= np.array(limits) - 1e-12
+        return kept
+
+    def _follow(self, which: int, values: Array, labels: list[str], first: bool) -> None:
+        def mixed(old: float | None, new: float) -> float:
+            return new if old is None else self.momentum * old + (1 - self.momentum) * new
+
+        if first:
+            self.means.append(float(values.mean()))
+        else:
+            self.means[which] = mixed(self.means[which], float(values.mean()))
+        for label in sorted(set(labels)):
+            own = float(values[[one == label for one in labels]].mean())
+            self.by_label[which][label] = mixed(self.by_label[which].get(label), own)
+
+
+class LearningWithLess(Asking, ExampleMethod):
+    """Questions with a teacher's answers: those that it is sure of and the student is not."""
+
+    name: ClassVar[str] = "llkd"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = (
+        "Learning with Less: Knowledge Distillation from Large Language Models via Unlabeled Data, NAACL Findings 2025, arXiv 2411.08028"
+    )
+    summary: ClassVar[str] = (
+        "A teacher answers; kept is what it is sure of and the base, as it learns, is not (adaptive thresholds by label)."
+    )
+    departs: ClassVar[str] = (
+        "Chosen before training: the student is a copy of the base that learns a little between parts of the pool. Uncertainty is 1 minus the "
+        "largest probability; weights are the product of both signals (which forms the paper takes is not known for sure). Where there is no closed "
+        "set of labels, answers are drawn several times and their shares are the probabilities. What passes comes first, the heaviest before."
+    )
+    changes: ClassVar[bool] = True
+
+    shots: Annotated[int, Field(ge=0)] = 3
+    """Records of the target that the teacher sees answered, where there are any."""
+    samples: Annotated[int, Field(gt=1)] = 5
+    """Answers that are drawn where probabilities cannot be had."""
+    longest: Annotated[int, Field(gt=0)] = 48
+    """Tokens of such an answer."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the thresholds."""
+    batch: Annotated[int, Field(gt=0)] = 32
+    """Records after which the thresholds move."""
+    rounds: Annotated[int, Field(gt=0)] = 2
+    """Parts of the pool; after each but the last the student learns what was kept so far."""
+    steps: Annotated[int, Field(gt=0)] = 30
+    """Of the student's training between parts."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of that training."""
+
+    def choose(self, pool: Pool) -> Choice:
+        questions_only(pool.records, self.name)
+        said, confidence = self._teacher(pool)
+        anew = [answered(record, text) for record, text in zip(pool.records, said, strict=True)]
+        records = [record if new is None else new for record, new in zip(pool.records, anew, strict=True)]
+        confidence[[new is None for new in anew]] = 0.0
+        drawn = pool.uniform(self.name)
+        order = sorted(pool.order.tolist(), key=lambda place: drawn[place])
+        uncertainty, kept = np.zeros(len(pool)), np.zeros(len(pool), dtype=bool)
+        thresholds, student = Thresholds(self.momentum), None
+        for number, part in enumerate(np.array_split(order, self.rounds)):
+            if not len(part):
+                continue
+            if number and kept.any():
+                known = sorted((records[place] for place in np.nonzero(kept)[0].tolist()), key=lambda record: record.key)
+                student = trained_copy(pool, self.steps, self.learning_rate, known)
+            uncertainty[part] = 1 - self._student(pool, student, [pool.records[place] for place in part.tolist()])
+            for start in range(0, len(part), self.batch):
+                some = part[start : start + self.batch]
+                labels = [said[place] if pool.records[place].choices else "" for place in some.tolist()]
+                kept[some] = thresholds.passes(confidence[some], uncertainty[some], labels) & (confidence[some] > 0)
+        weight = confidence * uncertainty
+        places = self.fill(pool.of(records), sorted(order, key=lambda place: (not kept[place], -weight[place])))
+        pool.notes.append(f"{int(kept.sum()):,} of {len(pool):,} questions are sure to the teacher and not to the student")
+        chosen = weight[places]
+        return Choice(
+            places,
+            {
+                "weight": weight,
+                "teacher's confidence": confidence,
+                "student's uncertainty": uncertainty,
+                "kept": kept.astype(np.float64),
+            },
+            weights=chosen / chosen.mean() if chosen.any() else np.ones(len(places)),
+            records=records,
+        )
+
+    # -- two models and how sure they are ----------------------------------------------------------------------------------
+
+    def _teacher(self, pool: Pool) -> Sure:
+        shots = tuple(
+            (record.question, record.response) for record in sorted(pool.target, key=lambda record: record.key)[: self.shots]
+        )
+        made = responder(self, pool)
+        if self.by_endpoint is not None or not isinstance(made, LocalResponder):
+            return self._by_draws(made, pool, list(pool.records), shots)
+        teacher = replace(pool, load_base=lambda: made.base, make_encoder=lambda words: made.encoder)
+        found = measure(teacher, OfLabels(shots=shots, model=self.by_model or ""))
+        return self._filled(made, pool, list(pool.records), found, shots)
+
+    def _student(self, pool: Pool, model: Any, records: list[Record]) -> Array:
+        """Return how sure the student is of its own answers, ``(records,)``."""
+        worker = pool.worker(model)
+        order = sorted(range(len(records)), key=lambda number: records[number].key)
+        found = np.full((len(records), 2), np.nan, dtype=np.float32)
+        for start in range(0, len(order), 64):
+            found[order[start : start + 64]] = OfLabels().measure(worker, [records[n] for n in order[start : start + 64]])
+        rehearsal = None if pool.rehearsal is None else type(pool.rehearsal)()  # what the student is asked costs nothing
+        made = LocalResponder(worker.base, pool.encoder, pool.meter, quiet=pool.quiet, rehearsal=rehearsal)
+        return self._filled(made, pool, records, found, ())[1]
+
+    def _filled(self, made: Responder, pool: Pool, records: list[Record], found: Array, shots: Any) -> Sure:
+        """Return answers and how sure they are: by the labels' probabilities where there are labels, else by draws."""
+        open_ones = [number for number, record in enumerate(records) if not record.choices]
+        said = [record.choices[int(best)] if record.choices else "" for record, best in zip(records, found[:, 0], strict=True)]
+        sure = found[:, 1].astype(np.float64)
+        drawn, shares = self._by_draws(made, pool, [records[number] for number in open_ones], shots)
+        for number, text, share in zip(open_ones, drawn, shares.tolist(), strict=True):
+            said[number], sure[number] = text, share
+        return said, sure
+
+    def _by_draws(self, made: Responder, pool: Pool, records: list[Record], shots: Any) -> Sure:
+        prompts = [(*_turns(shots), *record.prompt) for record in records]
+        drawn = made.answers(prompts, samples=self.samples, temperature=1.0, max_new_tokens=self.longest, seed=pool.seed)
+        best = [_most_given(record, [final(text) for text in own]) for record, own in zip(records, drawn, strict=True)]
+        return [text for text, _ in best], np.array([share for _, share in best], dtype=np.float64)
+
+
+def _most_given(record: Record, drawn: list[str]) -> tuple[str, float]:
+    """Return the answer with which most others agree, the first of them, and their share; nothing where all are empty."""
+    agree = Counter({number: sum(same(record, text, other) for other in drawn) for number, text in enumerate(drawn)})
+    number, count = max(agree.items(), key=lambda pair: (pair[1], -pair[0]))
+    return (drawn[number], count / len(drawn)) if count else ("", 0.0)
+
+
+def _turns(shots: Any) -> tuple[Message, ...]:
+    return tuple(message for asked, said in shots for message in (Message("user", asked), Message("assistant", said)))

@@ -1,0 +1,124 @@
+"""Records whose answers may be wrong: the model says which, answers them anew, and is believed where it is sure.
+
+Knows: what is asked of a record, in what order clean, relabelled and doubtful records come. Does not know: who answers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from selectune.data.records import Message, Record
+from selectune.examples.diverse import Embedded
+from selectune.examples.factors.asking import FORMAT, answered, final, put, question, questions_only, same, solved
+from selectune.examples.factors.nearest import nearest
+from selectune.examples.factors.signals import ResponseLoss
+from selectune.examples.factors.store import measure
+from selectune.examples.method import Array, Choice
+from selectune.examples.pool import Pool
+from selectune.inference.responder import Asking, Responder, responder
+
+DIRECT = "Answer directly.\n" + FORMAT + "\n\nQuestion: {question}"
+REASONED = "Think it through step by step, check your steps, then answer.\n" + FORMAT + "\n\nQuestion: {question}"
+BESIDE = (
+    "These questions are answered well:\n\n{examples}\n\nAnswer this one in the same way.\n" + FORMAT + "\n\nQuestion: {question}"
+)
+REVIEW = (
+    "Two attempts at a question are given. Judge both and give the final answer.\n" + FORMAT + "\n\nQuestion: {question}\n\n"
+    "First attempt: {reasoned}\n\nSecond attempt, made beside answered questions: {beside}"
+)
+
+
+class RobustFineTuning(Asking, Embedded):
+    """Records whose answer the model would give too; then those that it answers anew and is sure of."""
+
+    name: ClassVar[str] = "robust_ft"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = (
+        "RobustFT: Robust Supervised Fine-tuning for Large Language Models under Noisy Response, 2024, arXiv 2412.14922"
+    )
+    summary: ClassVar[str] = (
+        "Records whose answer a model agrees with, directly and with reasoning; others are answered anew beside clean neighbours and kept where "
+        "the answer is likely."
+    )
+    departs: ClassVar[str] = (
+        "A budget ends the order clean, relabelled (surest first), doubtful as they were; the paper drops the doubtful. Answers agree when the words "
+        "of one are among the other's. The base judges how likely an answer is, whoever gave it."
+    )
+    changes: ClassVar[bool] = True
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of the pool that trains."""
+    sure: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the records answered anew that counts as sure (beta)."""
+    neighbours: Annotated[int, Field(ge=0)] = 3
+    """Clean records beside which a question is answered anew."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Of all answers."""
+    longest: Annotated[int, Field(gt=0)] = 256
+    """Tokens of an answer (the paper: 512)."""
+
+    def choose(self, pool: Pool) -> Choice:
+        questions_only(pool.records, self.name)
+        made = responder(self, pool)
+        everyone = pool.order.tolist()
+        direct, reasoned = (self._ask(made, pool, form, everyone) for form in (DIRECT, REASONED))
+        agreed = {
+            place for place in everyone
+            if all(same(pool.records[place], said[place], pool.records[place].response) for said in (direct, reasoned))
+        }  # fmt: skip
+        clean, noisy = ([place for place in everyone if (place in agreed) == wanted] for wanted in (True, False))
+        examples = self._examples(pool, clean, noisy)
+        beside = self._ask(made, pool, BESIDE if clean else DIRECT, noisy, examples=examples)
+        last = self._ask(made, pool, REVIEW, noisy, reasoned=reasoned, beside=beside)
+        anew = {place: record for place in noisy if (record := answered(pool.records[place], last[place])) is not None}
+        doubt = self._doubt(pool, beside)
+        sure = [
+            place for place in sorted(noisy, key=lambda place: doubt[place])[: round(self.sure * len(noisy))] if place in anew
+        ]
+        records = list(pool.records)
+        for place in sure:
+            records[place] = anew[place]
+        trusted = set(sure)
+        drawn = pool.uniform(self.name)
+        rest = sorted((place for place in noisy if place not in trusted), key=lambda place: doubt[place])
+        order = [*sorted(clean, key=lambda place: drawn[place]), *sure, *rest]
+        pool.notes.append(
+            f"the model agrees with {len(clean):,} of {len(pool):,} records and answers {len(sure):,} anew with certainty"
+        )
+        reasons = dict.fromkeys(clean, "the model gives the same answer") | dict.fromkeys(sure, "answered anew")
+        signals = {"agreed": np.array([float(place in agreed) for place in range(len(pool))]), "doubt": doubt}
+        return Choice(self.fill(pool.of(records), order), signals, reasons, records=records)
+
+    def _ask(self, made: Responder, pool: Pool, form: str, places: list[int], **filled: dict[int, str]) -> dict[int, str]:
+        """Return the final answers of some records by their places; ``filled`` are more parts of the form, by place."""
+        prompts = []
+        for place in places:
+            record = pool.records[place]
+            parts = {name: texts[place] for name, texts in filled.items()}
+            prompts.append(put(record, form.format(question=question(record), **parts)))
+        said = made.answers(prompts, temperature=self.temperature, max_new_tokens=self.longest, seed=pool.seed)
+        return {place: final(text) for place, (text,) in zip(places, said, strict=True)}
+
+    def _examples(self, pool: Pool, clean: list[int], noisy: list[int]) -> dict[int, str]:
+        """Return, for each noisy record, its nearest clean ones with their answers."""
+        if not clean or not noisy:
+            return dict.fromkeys(noisy, "")
+        vectors = self.embed(pool)
+        near, _ = nearest(vectors[noisy], vectors[clean], self.neighbours)
+        return {
+            place: "\n\n".join(solved(pool.records[clean[number]]) for number in own)
+            for place, own in zip(noisy, near.tolist(), strict=True)
+        }
+
+    def _doubt(self, pool: Pool, answers: dict[int, str]) -> Array:
+        """Return the mean negative log-likelihood of answers to their questions, infinite for none; not-a-number elsewhere."""
+        found = np.full(len(pool), np.nan)
+        records = [Record("chat", (*pool.records[place].prompt, Message("assistant", text))) for place, text in answers.items()]
+        if records:
+            losses = measure(pool, ResponseLoss(), records)
+            said = np.array([bool(text) for text in answers.values()])
+            found[list(answers)] = np.where(said & np.isfinite(losses), losses, np.inf)
+        return found

@@ -1,0 +1,151 @@
+"""Few answered records, many questions: answers that a model gives again and again are learnt from.
+
+Knows: how a model that has learnt the target's records answers the pool's questions several times, beside like ones; when answers agree; how
+disagreement is settled; and which answers are trusted. Does not know: how a model is trained for a short while, or who answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from selectune.data.records import Message, Record
+from selectune.examples.diverse import Embedded
+from selectune.examples.factors.asking import FORMAT, answered, final, put, question, questions_only, same, solved
+from selectune.examples.factors.nearest import nearest
+from selectune.examples.factors.store import measure
+from selectune.examples.method import Array, Choice
+from selectune.examples.pool import Pool
+from selectune.examples.trained import losses_after, trained_copy
+from selectune.inference.local import LocalResponder
+from selectune.inference.responder import Asking, Responder, kept_in, responder
+
+BESIDE = (
+    "These questions are answered well:\n\n{examples}\n\nAnswer this one in the same way.\n" + FORMAT + "\n\nQuestion: {question}"
+)
+SETTLED = (
+    "A question was answered several times, and the answers differ. Find what is wrong with each, then give the right answer.\n"
+    + FORMAT
+    + "\n\nQuestion: {question}\n\nAnswers:\n{answers}"
+)
+
+
+class SemiSupervised(Asking, Embedded):
+    """The pool's questions with the answers of a model that has learnt the target's records, surest first."""
+
+    name: ClassVar[str] = "semi_evol"
+    family: ClassVar[str] = "quality"
+    paper: ClassVar[str] = (
+        "Semi-supervised Fine-tuning for Large Language Models (SemiEvol), NAACL Findings 2025, arXiv 2410.14745"
+    )
+    summary: ClassVar[str] = (
+        "Answers of a base that has learnt the target's records, drawn several times: those that agree are kept, others are settled, and kept where "
+        "they are likely."
+    )
+    departs: ClassVar[str] = (
+        "The answered records are the target's, and training starts from the base on what is chosen. All draws are made beside neighbours. A budget "
+        "ends the order agreed, settled and likely, the rest; a question without a usable answer keeps its own and comes last."
+    )
+    changes: ClassVar[bool] = True
+    needs_target: ClassVar[bool] = True
+
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the pool that trains."""
+    samples: Annotated[int, Field(gt=1)] = 4
+    """Answers to each question."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Of the answers."""
+    neighbours: Annotated[int, Field(ge=0)] = 3
+    """Answered records beside which a question is asked."""
+    likely: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the settled answers that is kept."""
+    steps: Annotated[int, Field(ge=0)] = 60
+    """Of the training on the target's records."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of that training."""
+    longest: Annotated[int, Field(gt=0)] = 128
+    """Tokens of an answer."""
+
+    def choose(self, pool: Pool) -> Choice:
+        questions_only([*pool.records, *pool.target], self.name)
+        learnt = self._learnt(pool)
+        made = self._responder(pool, learnt)
+        agreed: set[int] = set()
+        labels: dict[int, str] = {}
+        drawn = self._draw(made, pool)
+        for place, own in drawn.items():
+            labels[place] = own[0]
+            if own[0] and all(same(pool.records[place], own[0], other) for other in own[1:]):
+                agreed.add(place)
+        split = [place for place in pool.order.tolist() if place not in agreed]
+        labels |= self._settle(made, pool, {place: drawn[place] for place in split})
+        anew = {place: record for place, text in labels.items() if (record := answered(pool.records[place], text)) is not None}
+        records = [anew.get(place, record) for place, record in enumerate(pool.records)]
+        changed = pool.of(records)
+        doubt = losses_after(changed, learnt)
+        doubt[[place for place in range(len(pool)) if place not in anew]] = np.inf
+        doubt = np.where(np.isnan(doubt), np.inf, doubt)
+        order, trusted = self._in_order(pool, doubt, agreed, set(split))
+        pool.notes.append(
+            f"{len(agreed):,} of {len(pool):,} questions are answered alike, {len(trusted):,} more are settled and likely"
+        )
+        reasons = dict.fromkeys(agreed, "all answers agree") | dict.fromkeys(trusted, "settled, and likely")
+        signals = {"agreed": np.array([float(place in agreed) for place in range(len(pool))]), "doubt": doubt}
+        return Choice(self.fill(changed, order), signals, reasons, records=records)
+
+    def _in_order(self, pool: Pool, doubt: Array, agreed: set[int], split: set[int]) -> tuple[list[int], list[int]]:
+        """Return all places, the most trusted first, and the settled ones that are trusted."""
+        by_doubt = sorted(pool.order.tolist(), key=lambda place: doubt[place])
+        settled = [place for place in by_doubt if place in split]
+        trusted = [place for place in settled if np.isfinite(doubt[place])][: round(self.likely * len(settled))]
+        first = [place for place in by_doubt if place in agreed] + trusted
+        kept = set(first)
+        return [*first, *(place for place in by_doubt if place not in kept)], trusted
+
+    # -- who answers -------------------------------------------------------------------------------------------------------
+
+    def _learnt(self, pool: Pool) -> object:
+        """Return the base after it has learnt the target's records."""
+        if not self.steps:
+            return pool.base.model
+        return trained_copy(pool, self.steps, self.learning_rate, sorted(pool.target, key=lambda record: record.key))
+
+    def _responder(self, pool: Pool, learnt: object) -> Responder:
+        if self.by_endpoint is not None or self.by_model is not None:
+            return responder(self, pool)
+        keys = " ".join(sorted(record.key for record in pool.target))
+        how = f"{self.steps} {self.learning_rate} {pool.seed} {hashlib.sha256(keys.encode()).hexdigest()}"
+        base = replace(pool.base, model=learnt)
+        return LocalResponder(base, pool.encoder, pool.meter, kept_in(pool), pool.quiet, pool.rehearsal, trained=how)
+
+    # -- what is asked -----------------------------------------------------------------------------------------------------
+
+    def _draw(self, made: Responder, pool: Pool) -> dict[int, list[str]]:
+        """Return the answers that are drawn for each record, by place."""
+        answered_well = sorted(pool.target, key=lambda record: record.key)
+        near, _ = nearest(self.embed(pool), measure(pool, self.signal(), answered_well), self.neighbours)
+        prompts = [
+            self._beside(record, [answered_well[place] for place in own])
+            for record, own in zip(pool.records, near.tolist(), strict=True)
+        ]
+        said = made.answers(
+            prompts, samples=self.samples, temperature=self.temperature, max_new_tokens=self.longest, seed=pool.seed
+        )
+        return {place: [final(text) for text in own] for place, own in enumerate(said)}
+
+    def _beside(self, record: Record, examples: list[Record]) -> tuple[Message, ...]:
+        form = BESIDE if examples else FORMAT + "\n\nQuestion: {question}"
+        return put(record, form.format(question=question(record), examples="\n\n".join(map(solved, examples))))
+
+    def _settle(self, made: Responder, pool: Pool, drawn: dict[int, list[str]]) -> dict[int, str]:
+        """Return one answer for each record whose answers differ."""
+        prompts = []
+        for place, own in drawn.items():
+            listed = "\n".join(f"{number + 1}. {text}" for number, text in enumerate(own))
+            prompts.append(put(pool.records[place], SETTLED.format(question=question(pool.records[place]), answers=listed)))
+        said = made.answers(prompts, temperature=self.temperature, max_new_tokens=self.longest, seed=pool.seed)
+        return {place: final(text) for place, (text,) in zip(drawn, said, strict=True)}

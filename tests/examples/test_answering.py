@@ -1,0 +1,266 @@
+"""RobustFT, SemiEvol and LLKD: the faithful-if lines of their cards, with an endpoint that knows what it should."""
+
+import re
+
+import numpy as np
+import pytest
+
+from selectune.data import Encoder, Message, Record
+from selectune.errors import UserError
+from selectune.examples import Pool
+from selectune.examples.factors.asking import answered, choice_of, final, same
+from selectune.examples.factors.nearest import nearest
+from selectune.examples.factors.signals import ResponseLoss
+from selectune.examples.factors.store import measure
+from selectune.examples.llkd import LearningWithLess, OfLabels, Thresholds
+from selectune.examples.robust_ft import RobustFineTuning
+from selectune.examples.semi_evol import SemiSupervised
+from selectune.models import load_base
+from tests.contracts.test_examples import no_download  # noqa: F401
+from tests.endpoint import Endpoint
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELECTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def lamp(number):
+    return f"lamp {number * 7}"
+
+
+def record(number, answer=None):
+    return Record("chat", (Message("user", f"What is on at fault {number}?"), Message("assistant", answer or lamp(number))))
+
+
+RECORDS = [record(number) for number in range(10, 22)]
+NOISY = [record(number, "a wrong thing" if number % 3 == 0 else None) for number in range(10, 22)]
+
+
+def pool(folder, records, target=(), **options):
+    return Pool(records, lambda: load_base(folder), lambda words: Encoder(words, 250), target, quiet=True, **options)
+
+
+def asked_about(body):
+    return int(re.findall(r"at fault (\d+)\?", body["messages"][-1]["content"])[-1])
+
+
+def knows(body):
+    """A model that knows every lamp."""
+    return f"Let me see.\nAnswer: {lamp(asked_about(body))}"
+
+
+def test_what_an_answer_says():
+    plain = record(10)
+    assert final("First.\nAnswer: no\nAnswer: **lamp 70** ") == "lamp 70" and final(" lamp 70 ") == "lamp 70"
+    assert same(plain, "It is Lamp 70.", "lamp 70") and not same(plain, "lamp 7", "lamp 70") and not same(plain, "", "")
+    choice = Record(
+        "choice", (Message("user", "Which?"), Message("assistant", "red lamp")), choices=("red lamp", "lamp", "no"), answer=0
+    )
+    assert [choice_of(choice, text) for text in ("red lamp", "(B) lamp", "C", "It is no.", "red lamp or no", "?")] == [
+        0,
+        1,
+        2,
+        2,
+        None,
+        None,
+    ]
+    assert same(choice, "A", "red lamp") and not same(choice, "?", "?")
+    changed = answered(choice, "B")
+    assert (changed.response, changed.answer, changed.choices) == ("lamp", 1, choice.choices)
+    assert answered(choice, "?") is None and answered(plain, " ") is None and answered(plain, "x").response == "x"
+
+
+def test_the_nearest_are_those_of_the_whole_matrix(monkeypatch):
+    from selectune.examples.factors import nearest as module
+
+    monkeypatch.setattr(module, "ENTRIES", 70)
+    vectors = np.random.default_rng(0).normal(size=(23, 5)).astype(np.float32).round(1)
+    whole = vectors @ vectors.T
+    places, found = nearest(vectors[:9], vectors, 4)
+    assert np.array_equal(places, np.argsort(-whole[:9], axis=1, kind="stable")[:, :4])
+    assert np.array_equal(found, np.take_along_axis(whole[:9], places, 1))
+    np.fill_diagonal(whole, -np.inf)
+    assert np.array_equal(nearest(vectors, vectors, 3, themselves=True)[0], np.argsort(-whole, axis=1, kind="stable")[:, :3])
+    assert nearest(vectors[:2], vectors[:1], 3)[0].shape == (2, 1) and nearest(vectors[:1], vectors[:1], 3, True)[0].shape == (
+        1,
+        0,
+    )
+
+
+# -- RobustFT --------------------------------------------------------------------------------------------------------------
+
+
+def test_records_that_the_model_agrees_with_stay_as_they_are(llama_folder):
+    with Endpoint(knows) as there:
+        choice = RobustFineTuning(by_endpoint=there.url, by_model="large", fraction=1.0).select(pool(llama_folder, RECORDS))
+    assert list(choice.records) == RECORDS and choice.signals["agreed"].all() and sorted(choice.places) == list(range(12))
+    assert len(there.asked) == 24  # two answers a record, none anew
+
+
+@pytest.mark.parametrize("sure", [0.0, 0.5, 1.0])
+def test_wrong_answers_are_found_and_the_surest_answered_anew(llama_folder, sure):
+    made = pool(llama_folder, NOISY)
+    with Endpoint(knows) as there:
+        choice = RobustFineTuning(by_endpoint=there.url, by_model="large", sure=sure, fraction=1.0).select(made)
+    wrong = [place for place, one in enumerate(NOISY) if one.response == "a wrong thing"]
+    assert np.flatnonzero(choice.signals["agreed"] == 0).tolist() == wrong and len(there.asked) == 2 * 12 + 2 * len(wrong)
+    changed = [place for place in wrong if choice.records[place] == RECORDS[place]]
+    assert len(changed) == round(sure * len(wrong)) == sum(new != old for new, old in zip(choice.records, NOISY, strict=True))
+    doubt = choice.signals["doubt"]
+    assert doubt[wrong] == pytest.approx(measure(made, ResponseLoss(), [RECORDS[place] for place in wrong]))
+    assert not changed or max(doubt[changed]) <= min([doubt[place] for place in wrong if place not in changed], default=np.inf)
+    clean, rest = set(range(12)) - set(wrong), [place for place in wrong if place not in changed]
+    order = choice.places.tolist()
+    assert set(order[: len(clean)]) == clean and set(order[len(clean) : len(clean) + len(changed)]) == set(changed)
+    assert order[12 - len(rest) :] == sorted(rest, key=lambda place: doubt[place])
+
+
+def test_neighbours_are_clean_ones(llama_folder):
+    with Endpoint(knows) as there:
+        RobustFineTuning(by_endpoint=there.url, by_model="large", neighbours=2).select(pool(llama_folder, NOISY))
+    beside = [body["messages"][-1]["content"] for body in there.asked if "answered well" in body["messages"][-1]["content"]]
+    assert len(beside) == 4
+    for text in beside:
+        shown = re.findall(r"Question: What is on at fault (\d+)\?\nAnswer: (lamp \d+)\n", text)
+        assert len(shown) == 2 and all(lamp(int(number)) == answer and int(number) % 3 for number, answer in shown)
+        assert "wrong" not in text
+
+
+def test_raw_text_is_refused(llama_folder):
+    raw = [Record("text", text="The quick brown fox.", source="pool.jsonl", line=number + 1) for number in range(4)]
+    for method in (RobustFineTuning(count=1), LearningWithLess(count=1)):
+        with pytest.raises(UserError, match=r"pool\.jsonl:1.*asks the records' questions") as error:
+            method.select(pool(llama_folder, raw))
+        assert "\n" not in str(error.value)
+
+
+# -- SemiEvol --------------------------------------------------------------------------------------------------------------
+
+TARGET = [record(number) for number in range(40, 44)]
+
+
+def test_equal_answers_are_kept_and_nothing_is_settled(llama_folder):
+    with Endpoint(knows) as there:
+        choice = SemiSupervised(by_endpoint=there.url, by_model="large", temperature=0, fraction=1.0, steps=0).select(
+            pool(llama_folder, NOISY, TARGET)
+        )
+    assert choice.signals["agreed"].all() and list(choice.records) == RECORDS
+    assert len(there.asked) == 12 and not any("differ" in body["messages"][-1]["content"] for body in there.asked)
+    assert all("fault 4" in body["messages"][-1]["content"].split("Answer this one")[0] for body in there.asked)
+
+
+def test_answers_that_differ_are_settled_and_kept_where_they_are_likely(llama_folder):
+    def unsure(body):
+        number = asked_about(body)
+        if "differ" in body["messages"][-1]["content"] or number % 2:
+            return f"Answer: {lamp(number)}"
+        return f"Answer: lamp {body['seed']}"
+
+    made = pool(llama_folder, NOISY, TARGET)
+    for likely in (0.0, 0.5, 1.0):
+        with Endpoint(unsure) as there:
+            choice = SemiSupervised(by_endpoint=there.url, by_model="large", likely=likely, fraction=1.0, steps=0).select(made)
+        assert np.array_equal(choice.signals["agreed"], [float(number % 2) for number in range(10, 22)])
+        assert list(choice.records) == RECORDS
+        doubt = choice.signals["doubt"]
+        assert doubt == pytest.approx(measure(made, ResponseLoss(), RECORDS), rel=1e-4)  # no step: the base's own
+        order, split = choice.places.tolist(), [place for place in range(12) if (place + 10) % 2 == 0]
+        assert set(order[:6]) == set(range(12)) - set(split) and order[6:] == sorted(split, key=lambda place: doubt[place])
+        assert sum("settled" in told for told in choice.reasons.values()) == round(likely * 6)
+    listed = next(body["messages"][-1]["content"] for body in there.asked if "differ" in body["messages"][-1]["content"])
+    assert re.search(r"1\. lamp 0\n2\. lamp 1\n3\. lamp 2\n4\. lamp 3", listed)
+
+
+def test_the_base_that_has_learnt_the_target_answers(llama_folder):
+    made = pool(llama_folder, RECORDS[:4], TARGET)
+    settings = {"count": 2, "longest": 6, "samples": 2, "temperature": 0}
+    untaught, taught = (SemiSupervised(steps=steps, learning_rate=3e-3, **settings).select(made).records for steps in (0, 40))
+    assert [one.response for one in untaught] != [one.response for one in taught]
+
+
+# -- LLKD ------------------------------------------------------------------------------------------------------------------
+
+
+def test_without_momentum_and_labels_thresholds_are_the_batchs_means():
+    draw = np.random.default_rng(0)
+    thresholds = Thresholds(momentum=0.0)
+    for _ in range(3):
+        sure, unsure = draw.random(16), draw.random(16)
+        assert np.array_equal(thresholds.passes(sure, unsure, [""] * 16), (sure >= sure.mean()) & (unsure >= unsure.mean()))
+
+
+def test_thresholds_follow_batches_and_labels():
+    draw = np.random.default_rng(1)
+    thresholds, momentum = Thresholds(momentum=0.8), 0.8
+    means: list[float] = []
+    by_label: list[dict[str, float]] = [{}, {}]
+    for turn in range(5):
+        labels = draw.choice(["a", "b", "c"], 20).tolist()
+        values = [draw.random(20), draw.random(20)]
+        kept = thresholds.passes(*values, labels)
+        for which in (0, 1):
+            mean = float(values[which].mean())
+            means[which : which + 1] = [mean if not turn else momentum * means[which] + (1 - momentum) * mean]
+            for label in set(labels):
+                own = float(np.mean([v for v, one in zip(values[which], labels, strict=True) if one == label]))
+                by_label[which][label] = momentum * by_label[which].get(label, own) + (1 - momentum) * own
+        limits = [
+            {label: means[which] * mean / max(by_label[which].values()) for label, mean in by_label[which].items()}
+            for which in (0, 1)
+        ]
+        assert kept.tolist() == [s >= limits[0][one] and u >= limits[1][one] for s, u, one in zip(*values, labels, strict=True)]
+        surest = max(by_label[0], key=by_label[0].get)
+        assert limits[0][surest] == pytest.approx(thresholds.means[0])
+
+
+LABELS = ("red", "green lamp", "blue")
+
+
+def sorted_by(number, label):
+    messages = (Message("user", f"Which colour has fault {number}?"), Message("assistant", LABELS[label]))
+    return Record("classification", messages, choices=LABELS, answer=label)
+
+
+def test_a_labels_probability_is_that_of_its_words(llama_folder):
+    made = pool(llama_folder, [sorted_by(3, 0), record(10)])
+    found = measure(made, OfLabels())
+    totals = []
+    for label in range(3):
+        (piece,) = made.encoder.encode(sorted_by(3, label))
+        words = len(made.encoder.response_ids(LABELS[label]))
+        totals.append(float(made.worker().log_probabilities([piece])[0][:words].sum()))
+    shares = np.exp(totals) / np.exp(totals).sum()
+    assert found[0] == pytest.approx([shares.argmax(), shares.max()], rel=1e-4) and np.isnan(found[1]).all()
+
+
+def test_what_the_teacher_is_sure_of_and_the_student_is_not_comes_first(llama_folder):
+    records = [sorted_by(number, 0) for number in range(12)]
+
+    def teacher(body):
+        number = int(re.findall(r"fault (\d+)", body["messages"][-1]["content"])[-1])
+        return LABELS[1] if number % 2 else LABELS[body["seed"] % 3]
+
+    made = pool(llama_folder, records)
+    with Endpoint(teacher) as there:
+        choice = LearningWithLess(by_endpoint=there.url, by_model="large", samples=3, momentum=0, rounds=1, count=4).select(made)
+    sure = choice.signals["teacher's confidence"]
+    assert np.array_equal(sure, [1.0 if number % 2 else 1 / 3 for number in range(12)])
+    assert all(choice.records[place].response == LABELS[1] for place in range(1, 12, 2))
+    unsure = choice.signals["student's uncertainty"]
+    assert unsure == pytest.approx(1 - measure(made, OfLabels())[:, 1].astype(np.float64), abs=1e-5)
+    assert choice.signals["weight"] == pytest.approx(sure * unsure)
+    passed = np.flatnonzero(choice.signals["kept"])
+    expected = sorted(passed.tolist(), key=lambda place: -choice.signals["weight"][place])[:4]
+    assert choice.places.tolist()[: len(expected)] == expected
+    assert choice.weights == pytest.approx(
+        choice.signals["weight"][choice.places] / choice.signals["weight"][choice.places].mean()
+    )
+
+
+def test_the_student_learns_between_rounds(llama_folder):
+    made = pool(llama_folder, [sorted_by(number, number % 3) for number in range(12)])
+    settings = {"count": 3, "batch": 2, "momentum": 0.5, "learning_rate": 3e-3}
+    once = LearningWithLess(rounds=1, **settings).select(made).signals["student's uncertainty"]
+    twice = LearningWithLess(rounds=2, steps=20, **settings).select(made).signals["student's uncertainty"]
+    assert 3 <= np.isclose(once, twice, atol=1e-6).sum() <= 9
