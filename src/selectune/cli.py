@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from selectune import __version__
+from selectune.cli_ask import ask
 from selectune.cli_domains import domains
 from selectune.cli_examples import select
 from selectune.cli_methods import methods_app
@@ -33,6 +34,7 @@ app.add_typer(methods_app, name="methods")
 app.add_typer(selection_app, name="selection")
 app.add_typer(delta_app, name="delta")
 app.command()(select)
+app.command()(ask)
 app.command()(domains)
 app.command()(novelty)
 
