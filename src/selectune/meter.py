@@ -29,6 +29,8 @@ class Cost(BaseModel):
     peak_memory_bytes: int = 0
     """Largest resident memory of the process (or of the accelerator, where one is used) during the stage."""
     bytes_written: int = 0
+    trainings: int = 0
+    """Copies of a model that were trained for a while, where choosing tries something."""
 
     def after(self, other: Cost) -> Cost:
         """Return the cost of both, one after the other: time adds up, memory does not."""
@@ -44,6 +46,7 @@ class Cost(BaseModel):
             "flops": self.flops + other.flops,
             "peak_memory_bytes": self.peak_memory_bytes + other.peak_memory_bytes,
             "bytes_written": self.bytes_written + other.bytes_written,
+            "trainings": self.trainings + other.trainings,
         })  # fmt: skip
 
 
@@ -62,12 +65,13 @@ class Meter:
         self._stop = threading.Event()
         self._process = psutil.Process()
 
-    def count(self, *, forward: int = 0, backward: int = 0, flops: float = 0.0, written: int = 0) -> None:
-        """Add tokens, operations or bytes to the stage's cost."""
+    def count(self, *, forward: int = 0, backward: int = 0, flops: float = 0.0, written: int = 0, trainings: int = 0) -> None:
+        """Add tokens, operations, bytes or trainings to the stage's cost."""
         self.cost.forward_tokens += forward
         self.cost.backward_tokens += backward
         self.cost.flops += flops
         self.cost.bytes_written += written
+        self.cost.trainings += trainings
 
     def watch(self, model: Any, parameters: int) -> None:
         """Count, from now on, every token that enters a model and the operations of its matrix products.

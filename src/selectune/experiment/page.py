@@ -12,6 +12,7 @@ from typing import Any
 
 from selectune import catalogue
 from selectune.experiment import judging
+from selectune.experiment.beside import evenness, indicators
 from selectune.experiment.budget import entries_of
 from selectune.experiment.columns import columns, shown, unit
 from selectune.experiment.jobs import PLANTED
@@ -33,6 +34,7 @@ def write_page(plan: Plan, path: Path) -> Path:
     """Write the page, its pictures and its JSON, as far as the experiment has come."""
     found = sheets(plan)
     protocol = plan.protocol
+    metrics = {name: [str(one) for one in task.metrics] for name, task in protocol.tasks.items()}
     lines = [f"# {protocol.name}", "", *_setting(plan)]
     for table, title in _TITLES[protocol.axis].items():
         those = [sheet for sheet in found if sheet.table == table]
@@ -42,6 +44,7 @@ def write_page(plan: Plan, path: Path) -> Path:
             lines += _sheet(sheet, plan, path)
         for budget in protocol.budgets:
             lines += _ranks(plan, [sheet for sheet in those if sheet.budget == budget], budget)
+            lines += evenness([sheet for sheet in those if sheet.budget == budget], metrics)
     claims = _claims(plan, found)
     lines += _claims_table(claims) + _not_run(plan, found)
     write_atomically(path, "\n".join(lines).rstrip() + "\n")
@@ -107,7 +110,8 @@ def _sheet(sheet: Sheet, plan: Plan, path: Path) -> list[str]:
     table = columns(sheet, plan, entries)
     lines += ["| " + " | ".join(column.title for column in table) + " |", "|" + "---|" * len(table)]
     lines += ["| " + " | ".join(column.text(row) for column in table) + " |" for row in rows]
-    return [*lines, "", *_marks(lines), *_against_random(sheet, examples)]
+    beside = indicators(sheet, task.metrics[0]) if examples else []
+    return [*lines, "", *_marks(lines), *_against_random(sheet, examples), *beside]
 
 
 def _pictures(sheet: Sheet, rows: Sequence[Row], plan: Plan, path: Path) -> list[str]:

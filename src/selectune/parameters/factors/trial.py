@@ -79,6 +79,7 @@ def trial(
     stepper = kind(list(trained.values()), lr=learning_rate, **options)
     schedule = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: 1 - step / steps)
     whole = LossOfModel(model, objective or CrossEntropy(), in_bfloat16(context))
+    context.meter.count(trainings=1)
     losses = []
     with whole.attending(rows):
         for step, members in zip(range(steps), _batches(len(rows), batch, seed), strict=False):
