@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selectune.examples.factors.determinant import greedy_determinant, log_determinant
+from selectune.examples.factors.neighbours import neighbours
 from selectune.examples.factors.normalise import minimum_maximum, percentile_ranks, standard, topsis
 from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
 from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, OfVectors, herding, k_centre, lazy_greedy
@@ -53,6 +54,79 @@ def test_vectors_and_their_kernel_give_the_same_choice():
     by_vectors, _ = lazy_greedy(FacilityLocation(OfVectors(vectors)), 20)
     by_matrix, _ = lazy_greedy(FacilityLocation(OfMatrix(kernel)), 20)
     assert by_vectors.tolist() == by_matrix.tolist()
+
+
+@pytest.mark.parametrize("given", ["plain", "floor", "cap", "both"])
+def test_lists_of_neighbours_leave_the_greedy_choice_as_it_is(given, monkeypatch):
+    """Settled records are read from their lists, the others are computed: what comes out is plain greedy by the definition."""
+    monkeypatch.setattr("selectune.examples.factors.neighbours.TILE", (32, 48))
+    vectors, generator = unit(300, 6), np.random.default_rng(1)
+    vectors[100:110] = vectors[0]  # repetitions tie with each other
+    kernel = ((1 + vectors @ vectors.T) / 2).astype(np.float64)
+    options = {"floor": {"floor": generator.random(300) * 0.8}, "cap": {"cap": generator.random(300)}, "plain": {},
+               "both": {"floor": generator.random(300) * 0.5, "cap": generator.random(300)}}[given]  # fmt: skip
+    function = FacilityLocation(OfVectors(vectors), listed=12, **options)
+    chosen, gains = lazy_greedy(function, 60)
+    assert len(function._open) < 60  # nearly all were settled on the way: the lists were used
+    best = options.get("floor", np.zeros(300)).copy()
+    found = kernel if "cap" not in options else np.minimum(kernel, options["cap"][:, None])
+    for place, gain in zip(chosen.tolist(), gains.tolist(), strict=True):
+        now = np.maximum(found - best[:, None], 0).sum(0)
+        assert now[place] == pytest.approx(now.max(), abs=1e-4) == gain
+        best = np.maximum(best, found[:, place])
+
+
+def test_neighbours_are_all_above_the_threshold():
+    vectors = unit(500, 8)
+    similarities = OfVectors(vectors[:200], vectors)
+    best = np.full(500, 0.6, np.float32)
+    lists, gains = neighbours(similarities, 20, best)
+    kernel = (1 + vectors @ vectors[:200].T) / 2
+    wanted = kernel > lists.thresholds[:, None]
+    assert 10 < wanted.sum(1).mean() < 30
+    for place in range(200):
+        rows, values = lists.column(place)
+        assert sorted(rows.tolist()) == np.flatnonzero(wanted[:, place]).tolist()
+        assert values == pytest.approx(kernel[rows, place], abs=1e-6)
+    owners, rows, values = lists.columns(np.array([7, 3]))
+    assert rows.tolist() == [*lists.column(7)[0], *lists.column(3)[0]] and owners.sum() == len(lists.column(3)[0])
+    assert gains == pytest.approx(np.maximum(kernel - 0.6, 0).sum(0), rel=1e-4)
+
+
+def plain_k_centre(vectors, count, first):
+    chosen, nearest = [first], ((vectors - vectors[first]) ** 2).sum(1)
+    while len(chosen) < count:
+        free = np.setdiff1d(np.arange(len(vectors)), chosen)
+        chosen.append(int(free[nearest[free].argmax()]))
+        nearest = np.minimum(nearest, ((vectors - vectors[chosen[-1]]) ** 2).sum(1))
+    return chosen
+
+
+@pytest.mark.parametrize("contenders", [1, 7, 64, 1000])
+def test_looking_at_few_changes_nothing(contenders, monkeypatch):
+    monkeypatch.setattr("selectune.examples.factors.falling.CONTENDERS", contenders)
+    vectors = np.concatenate([unit(200, 8), unit(40, 8)])  # some are repeated: they tie
+    assert k_centre(vectors, 120, 5).tolist() == plain_k_centre(vectors.astype(np.float64), 120, 5)
+    assert sorted(k_centre(vectors, 240, 0).tolist()) == list(range(240))
+    quality = np.random.default_rng(0).random(240) + 0.5
+    few, gains = greedy_determinant(vectors, 60, quality)
+    monkeypatch.setattr("selectune.examples.factors.falling.CONTENDERS", 10**6)
+    all_, wanted = greedy_determinant(vectors, 60, quality)
+    assert few.tolist() == all_.tolist() and gains == pytest.approx(wanted)
+
+
+def test_nothing_is_as_large_as_the_pairs():
+    """20,000 records would make a matrix of 1.6 GB."""
+    import tracemalloc
+
+    vectors = unit(20_000, 4)
+    tracemalloc.start()
+    lazy_greedy(FacilityLocation(OfVectors(vectors), listed=16), 3)
+    k_centre(vectors, 50, 0)
+    greedy_determinant(vectors, 50)
+    herding(vectors, 50)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
 
 
 def test_ties_follow_the_given_order():

@@ -1,14 +1,48 @@
-"""Diversity as a determinant: the most likely sets of a determinantal point process, greedily.
+"""Diversity as a determinant: the most likely sets of a determinantal point process, greedily, and likely ones at random.
 
 Knows: the greedy maximiser of ``log det(L_S)`` for ``L = q q^T * (V V^T + tau I)``, kept in the vectors' own dimension (no n x n and no n x k
-matrix exists), and the log-determinant of a set. Does not know: where vectors and qualities come from.
+matrix exists), the log-determinant of a set, and a draw of a k-DPP. Does not know: where vectors and qualities come from.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from selectune.examples.factors.falling import Falling, highest_first
+
 Array = np.ndarray
+
+
+CHUNK = 8192
+"""Vectors that are in fp64 at once."""
+
+
+class _Spread(Falling):
+    """Of each record ``v^T (tau I + V_S^T V_S)^-1 v``: what of it the chosen ones do not span. In fp64: what is left is a difference of large numbers."""
+
+    def __init__(self, vectors: Array, bonus: Array, tau: float) -> None:
+        self._vectors, self._bonus, self._tau = vectors, bonus, tau
+        self._inverse = np.eye(vectors.shape[1]) / tau
+
+    def of(self, places: Array) -> _Spread:
+        return _Spread(self._vectors[places].astype(np.float64), self._bonus[places], self._tau)
+
+    def take(self, place: int) -> Array:
+        chosen = self._vectors[place].astype(np.float64)
+        moved = self._inverse @ chosen
+        moved /= np.sqrt(1 + chosen @ moved)
+        self._inverse -= np.outer(moved, moved)
+        return moved
+
+    def lowered(self, state: Array, vectors: Array) -> Array:
+        left = state.copy()
+        for start in range(0, len(left), CHUNK):
+            some = slice(start, start + CHUNK)
+            left[some] -= ((self._vectors[some].astype(np.float64, copy=False) @ vectors.T) ** 2).sum(1)
+        return left
+
+    def heights(self, state: Array) -> Array:
+        return np.log(self._tau) + np.log1p(np.maximum(state, 0)) + self._bonus
 
 
 def greedy_determinant(vectors: Array, count: int, quality: Array | None = None, tau: float = 1e-3) -> tuple[Array, Array]:
@@ -21,24 +55,9 @@ def greedy_determinant(vectors: Array, count: int, quality: Array | None = None,
         vectors: ``(n, d)``. quality: ``(n,)`` positive. tau: ridge; also what a repetition still adds (its logarithm).
     """
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    dimension = vectors.shape[1]
-    inverse = np.eye(dimension) / tau
-    spread = (vectors.astype(np.float64) ** 2).sum(1) / tau  # v^T inverse v
     bonus = np.zeros(len(vectors)) if quality is None else 2 * np.log(np.asarray(quality, dtype=np.float64))
-    taken = np.zeros(len(vectors), dtype=bool)
-    places, gained = [], []
-    for _ in range(min(count, len(vectors))):
-        gains = np.where(taken, -np.inf, np.log(tau) + np.log1p(np.maximum(spread, 0)) + bonus)
-        place = int(gains.argmax())
-        places.append(place)
-        gained.append(float(gains[place]))
-        taken[place] = True
-        chosen = vectors[place].astype(np.float64)
-        moved = inverse @ chosen
-        scale = 1 + chosen @ moved
-        inverse -= np.outer(moved, moved) / scale
-        spread -= (vectors @ moved.astype(np.float32)).astype(np.float64) ** 2 / scale
-    return np.array(places, dtype=np.int64), np.array(gained)
+    spread = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) / tau
+    return highest_first(_Spread(vectors, bonus, tau), spread, count)
 
 
 def log_determinant(vectors: Array, tau: float = 1e-3) -> float:
