@@ -1,6 +1,6 @@
 """Optimal transport between two sets of records.
 
-Knows: the dual potentials of entropic transport with uniform masses (through POT, in the logarithmic domain), and the gradient of its cost
+Knows: the dual potentials of entropic and of exact transport with uniform masses (through POT), and the gradient of the cost
 in the mass of each record. Does not know: where costs come from.
 """
 
@@ -34,3 +34,16 @@ def calibrated_gradient(source: Array) -> Array:
     if count < 2:
         return np.zeros(count)
     return source - (source.sum() - source) / (count - 1)
+
+
+def exact(costs: Array) -> tuple[float, Array]:
+    """Return the cost of optimal transport between uniform masses, and the dual potentials of the rows ``(n,)`` (network simplex, through POT).
+
+    Args:
+        costs: ``(n, m)`` float64.
+    """
+    import ot
+
+    masses = (np.full(costs.shape[0], 1 / costs.shape[0]), np.full(costs.shape[1], 1 / costs.shape[1]))
+    value, log = ot.emd2(*masses, np.ascontiguousarray(costs), numItermax=1_000_000, log=True)
+    return float(value), np.asarray(log["u"])

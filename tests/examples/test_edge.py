@@ -1,0 +1,64 @@
+"""EDGE: the effect of a guideline against the model's own losses."""
+
+import numpy as np
+import pytest
+import torch
+
+from selectune.data import Message, Record
+from selectune.errors import UserError
+from selectune.examples.edge import GuidelineEffect, GuidelineEffectiveness, guided
+from selectune.examples.factors.store import measure
+from tests.examples.test_signals import RECORDS, pool
+
+
+def own_loss(made, record, turn):
+    """The model's own loss of one answer of a conversation."""
+    (piece,) = made.encoder.encode(record)
+    runs, labels = -1, [-100]
+    for before, label in zip([-100, *piece.labels[1:]], piece.labels[1:], strict=False):
+        runs += before == -100 and label != -100
+        labels.append(label if label != -100 and runs == turn else -100)
+    with torch.no_grad():
+        ids = torch.tensor([piece.input_ids])
+        return float(made.base.model(input_ids=ids, labels=torch.tensor([labels]), use_cache=False).loss)
+
+
+def test_no_guideline_has_no_effect_and_the_answer_itself_a_known_one(llama_folder):
+    made = pool(llama_folder)
+    assert np.array_equal(measure(made, GuidelineEffect(guideline="")), np.zeros(len(RECORDS)))
+    guideline = "Lamps: red, green."
+    found = measure(made, GuidelineEffect(guideline=guideline))
+    for number in (0, 5):
+        expected = own_loss(made, guided(RECORDS[number], ""), 0) - own_loss(made, guided(RECORDS[number], guideline), 0)
+        assert found[number] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert guided(RECORDS[0], "").messages == RECORDS[0].messages
+
+
+def test_only_answers_count_and_each_as_much_as_another(llama_folder):
+    turns = (
+        Message("user", "Which lamp?"),
+        Message("assistant", "The red one is on."),
+        Message("user", "Sure?"),
+        Message("assistant", "yes"),
+    )
+    record, guideline = Record("chat", turns), "Lamps: red."
+    made = pool(llama_folder, [record, *RECORDS[:2]])
+    gains = [own_loss(made, guided(record, ""), turn) - own_loss(made, guided(record, guideline), turn) for turn in (0, 1)]
+    assert measure(made, GuidelineEffect(guideline=guideline))[0] == pytest.approx(np.mean(gains), rel=1e-3, abs=1e-4)
+
+
+def test_the_least_helped_are_kept_and_the_easiest_can_come_last(llama_folder, tmp_path):
+    made = pool(llama_folder, target=RECORDS[:4])
+    signals = GuidelineEffectiveness(count=3, guideline="Lamps: red.").score(made)
+    chosen = GuidelineEffectiveness(count=3, guideline="Lamps: red.").select(made).places
+    assert set(chosen.tolist()) == set(np.argsort(signals["guideline effectiveness"])[:3].tolist())
+    easy = set(np.argsort(signals["loss"])[:5].tolist())
+    assert not easy & set(GuidelineEffectiveness(count=5, guideline="Lamps: red.", easiest=0.5).select(made).places.tolist())
+    (tmp_path / "guide.txt").write_text("Lamps: red.")
+    assert np.array_equal(GuidelineEffectiveness(guideline=str(tmp_path / "guide.txt")).score(made)["order"], signals["order"])
+    assert RECORDS[0].question in "".join(GuidelineEffectiveness(examples=4).text(made))
+    (tmp_path / "guide.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="cannot be read"):
+        GuidelineEffectiveness(count=2, guideline=str(tmp_path / "guide.txt")).select(made)
+    with pytest.raises(UserError, match="no guideline"):
+        GuidelineEffectiveness(count=2).select(pool(llama_folder))
