@@ -53,6 +53,7 @@ def trial(
     learning_rate: float,
     batch: int = 2,
     optimiser: str = "adamw",
+    clip: float = 1.0,
     objective: Objective | None = None,
     seed: int = 0,
     prepare: Callable[[Any], None] | None = None,
@@ -62,7 +63,7 @@ def trial(
 
     Args:
         selection: what trains. batch: packed sequences in a step. optimiser: ``adamw`` (no decay) or ``sgd``; linear decay to zero.
-        seed: of the order of the sequences. prepare: may change the copy before training (add modules, masks). before_step: gets the step and
+        clip: largest norm of the gradient. seed: of the order of the sequences. prepare: may change the copy before training (add modules, masks). before_step: gets the step and
             what trains, gradients in place, before each step.
     """
     from selectune.objectives.cross_entropy import CrossEntropy
@@ -90,7 +91,7 @@ def trial(
             context.meter.count(forward=inputs["input_ids"].numel(), backward=inputs["input_ids"].numel())
             if before_step is not None:
                 before_step(step, trained)
-            torch.nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
+            torch.nn.utils.clip_grad_norm_(list(trained.values()), clip)
             stepper.step()
             schedule.step()
             stepper.zero_grad(set_to_none=True)
