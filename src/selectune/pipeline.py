@@ -195,6 +195,8 @@ class Chain:
     recipe: Recipe
     quiet: bool
     loaded: Any = None
+    rehearsal: Any = None
+    """Counts what choosing records would ask a model, instead of asking it."""
     _prints: list[str] = field(default_factory=list)
 
     # -- what several stages use -------------------------------------------------------------------------------------
@@ -388,6 +390,7 @@ class Chain:
                 self.bfloat16,
                 self.quiet,
                 self.run.path("examples"),
+                rehearsal=self.rehearsal,
             )
             choice = self.examples.select(pool)
             write_scores(self.run.path("scores.parquet"), pool, choice.signals, choice.places)
@@ -512,13 +515,20 @@ class Chain:
         from selectune import training
 
         return training.plan(made.model, made.train, made.dev, recipe=self.training, objective=self.objective,
-                             bfloat16=self.bfloat16, folder=self.run.folder)  # fmt: skip
+                             bfloat16=self.bfloat16, folder=self.run.folder, policy=self.policy,
+                             context=self.context(made.base, Meter("plan")))  # fmt: skip
 
     def predict(self) -> Prediction:
         """Prepare the data, choose by a few examples, run a few steps of training, and say what the whole will take."""
+        from selectune.inference.remembering import Rehearsal
+
         self.prepare()
+        self.rehearsal = asked = Rehearsal()
         self.choose_examples()
         choosing, notes = self._rehearse_choice()
+        if asked.calls:
+            notes.append(f"to choose its records the run asks a model {asked.calls:,} questions (about {asked.read:,} tokens read, at most "
+                         f"{asked.written:,} written), which took no time here")  # fmt: skip
         begin = time.perf_counter()
         from selectune.training.predict import predict  # what training imports is loaded in the stage that is predicted
 
@@ -539,6 +549,8 @@ class Chain:
             parameters=catalogue.create("parameters", self.recipe.parameters).describe(),
             tokens=self.run.read("data.json", DataSummary).tokens,
             notes=notes,
+            policy=self.policy,
+            context=self.context(made.base, Meter("plan")),
         )
 
     def _rehearse_choice(self) -> tuple[float, list[str]]:

@@ -115,6 +115,28 @@ def test_a_calibration_leaves_the_weights_alone(tmp_path):
     assert list(tmp_path.iterdir()) == [] and all(value.grad is None for value in model.parameters())
 
 
+@pytest.mark.parametrize(
+    "policy", ["bursts:every=2,steps=2,buffer=4", "refresh:parameters=lift:rank=4,every=2", "zeroth_order", "sharpness"]
+)
+def test_a_policy_acts_in_the_calibration_and_the_run_starts_at_the_base_all_the_same(policy, place, monkeypatch):
+    _, values = place
+    name = policy.partition(":")[0]
+    policy = {"method": "refresh", "parameters": "lift:rank=4", "every": 2} if name == "refresh" else policy
+    method, acted = catalogue.methods("policies")[name], []
+    own = method.begin
+    monkeypatch.setattr(method, "begin", lambda self, stage: (acted.append(1), own(self, stage))[1])
+    assert selectune.plan(recipe=values, quiet=True, policy=policy).seconds > 0 and len(acted) == 1
+    training = {"evaluations": 0, "batch_sequences": 2, "learning_rate": 1e-3}
+    timed = pipeline.specialize(recipe=values, quiet=True, name=f"{name}-timed", policy=policy,
+                                training={**training, "epochs": 3}, budget={"minutes": 30})  # fmt: skip
+    plain = pipeline.specialize(
+        recipe=values, quiet=True, name=f"{name}-plain", policy=policy, training={**training, "epochs": 3}
+    )
+    assert len(acted) == 4
+    one, other = (load_file(run.path("specialist", "changed.safetensors")) for run in (timed, plain))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
 def test_a_budget_in_minutes_shortens_the_run_and_the_plan_says_so(place):
     _, values = place
     plan = selectune.plan(recipe=values, quiet=True, training={"epochs": 4000, "evaluations": 0}, budget={"minutes": 0.1})

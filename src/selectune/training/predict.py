@@ -6,6 +6,7 @@ part took. Does not know: what the memory is made of (``memory.py``) or how many
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -41,10 +42,13 @@ from selectune.training.plan import (
     remembers,
     rows_remembered,
 )
+from selectune.training.policies.none import Nothing
+from selectune.training.policies.policy import Policy
 from selectune.training.trainer import WEIGHTS, Interrupted, load_trained_tensors, train
 
 if TYPE_CHECKING:
     from selectune.models import Anatomy
+    from selectune.parameters.method import Context
 
 SECONDS = 10.0
 """Of steps that are watched, at least; and at least the three or four kinds of step that there are."""
@@ -145,8 +149,12 @@ def calibrate(
     seed: int,
     save: Callable[[Path], Any] = lambda folder: None,
     seconds: float = SECONDS,
+    policy: Policy | None = None,
+    context: Context | None = None,
 ) -> Calibration:
     """Run a few steps of the real trainer at a learning rate of zero, and time their parts; the weights stay as they were.
+
+    (Not with every policy: some move weights of themselves.)
 
     A step here has at most two passes and the sequences are a sample, evenly spread, as many as there may be steps over new ones: sizes of
     records that no step has met take longer. The first step warms up; then come steps over sequences that are new and, where the
@@ -178,7 +186,7 @@ def calibrate(
         try:
             train(model, rows, dev, recipe=short, steps=1000, learning_rate=0.0, objective=objective, bfloat16=bfloat16,
                   folder=place / "checkpoints", metrics=place / "metrics.jsonl", seed=seed, meter=meter, quiet=True,
-                  watching=[watch])  # fmt: skip
+                  watching=[watch], policy=policy, context=context)  # fmt: skip
         except Interrupted:
             raise KeyboardInterrupt from None
         end = time.perf_counter()
@@ -221,6 +229,8 @@ def plan(
     objective: Objective,
     bfloat16: bool,
     folder: Path,
+    policy: Policy | None = None,
+    context: Context | None = None,
 ) -> Plan:
     """Return the plan of a run, from ``folder / "plan.json"`` when it was made before.
 
@@ -242,8 +252,11 @@ def plan(
     settings = recipe.training.model_copy(update={"micro_batch_sequences": micro})
     predicted = None
     if recipe.budget.minutes:
-        calibration = calibrate(model, train_rows, dev_rows, recipe=settings, objective=objective, bfloat16=bfloat16,
-                                folder=folder, seed=recipe.seed)  # fmt: skip
+        tried = (
+            model if policy is None or isinstance(policy, Nothing) else copy.deepcopy(model)
+        )  # some move weights of themselves
+        calibration = calibrate(tried, train_rows, dev_rows, recipe=settings, objective=objective, bfloat16=bfloat16,
+                                folder=folder, seed=recipe.seed, policy=policy, context=context)  # fmt: skip
         predicted = forecast(calibration, model, train_rows, dev_rows, settings, recipe.seed)
     tokens = sum(len(row["input_ids"]) for row in train_rows)
     steps = plan_steps(len(train_rows), tokens, settings, recipe.budget, predicted)
@@ -269,11 +282,14 @@ def predict(
     parameters: dict[str, Any],
     tokens: dict[str, int],
     notes: list[str],
+    policy: Policy | None = None,
+    context: Context | None = None,
 ) -> Prediction:
     """Return what a run will be and take.
 
     Args:
-        model: ready to train. train_rows, dev_rows: packed. anatomy: of its base. save: writes the specialist into a folder.
+        model: ready to train; some policies leave it changed. train_rows, dev_rows: packed. anatomy: of its base.
+        save: writes the specialist into a folder.
         loading, choosing: seconds that these took and will take again. form, parameters: as a recipe writes them.
         tokens: the account of the training records. notes: what was assumed so far.
     """
@@ -287,7 +303,7 @@ def predict(
     needed, seconds, speed, within = memory.total, None, None, steps
     if memory.total <= memory_limit(BudgetRecipe()):  # else the machine would be out of memory
         calibration = calibrate(model, train_rows, dev_rows, recipe=settings, objective=objective, bfloat16=bfloat16,
-                                folder=folder, seed=recipe.seed, save=save)  # fmt: skip
+                                folder=folder, seed=recipe.seed, save=save, policy=policy, context=context)  # fmt: skip
         needed = peak_memory(calibration, model, len(train_rows) + len(dev_rows), len(train_rows[0]["input_ids"]))
         problems = problems or [p for p in [memory_problem(footprint, settings, recipe.budget, micro, needed)] if p]
         seconds = loading + calibration.seconds(ahead, steps)
@@ -298,6 +314,9 @@ def predict(
             problems.append(problem)
     if settings.early_stop:
         notes = [*notes, "training.early_stop may end the run earlier"]
+    every = getattr(policy, "every", None)
+    if isinstance(every, int) and every > MOST_STEPS:
+        notes = [*notes, f"what the policy does every {every} steps is not in it"]
     if settings.processes > 1:
         notes = [*notes, f"time and memory are those of one process; {settings.processes} would train together"]
     return Prediction(

@@ -46,7 +46,8 @@ class Bursts(Policy):
         if (stage.step + 1) % self.every or not self.steps:
             return
         names = most_moved({name: value.detach() for name, value in stage.parameters.items()}, stage.tensors, self.share)
-        self.burst(stage, names)
+        if names:  # at a learning rate of zero nothing moves
+            self.burst(stage, names)
         stage.tensors = stage.values()
 
     def burst(self, stage: Stage, names: list[str]) -> None:
