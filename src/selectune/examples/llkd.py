@@ -152,6 +152,9 @@ class LearningWithLess(Asking, ExampleMethod):
                 some = part[start : start + self.batch]
                 labels = [said[place] if pool.records[place].choices else "" for place in some.tolist()]
                 kept[some] = thresholds.passes(confidence[some], uncertainty[some], labels) & (confidence[some] > 0)
+            if not kept[part].any():  # no student learns from nothing
+                best = sorted(part[confidence[part] > 0].tolist(), key=lambda place: -confidence[place] * uncertainty[place])
+                kept[best[: -(-len(part) // 4)]] = True
         weight = confidence * uncertainty
         places = self.fill(pool.of(records), sorted(order, key=lambda place: (not kept[place], -weight[place])))
         pool.notes.append(f"{int(kept.sum()):,} of {len(pool):,} questions are sure to the teacher and not to the student")
@@ -175,7 +178,7 @@ class LearningWithLess(Asking, ExampleMethod):
             (record.question, record.response) for record in sorted(pool.target, key=lambda record: record.key)[: self.shots]
         )
         made = responder(self, pool)
-        if self.by_endpoint is not None or not isinstance(made, LocalResponder):
+        if not isinstance(made, LocalResponder):
             return self._by_draws(made, pool, list(pool.records), shots)
         teacher = replace(pool, load_base=lambda: made.base, make_encoder=lambda words: made.encoder)
         found = measure(teacher, OfLabels(shots=shots, model=self.by_model or ""))

@@ -67,14 +67,14 @@ def kept_in(pool: Pool) -> Path | None:
 
 
 def responder(settings: Asking, pool: Pool) -> Responder:
-    """Return whoever answers a method's questions; answers are kept in the pool's folder (those of endpoints always).
+    """Return whoever answers a method's questions; answers are kept in the pool's folder, those of endpoints in the user's cache, for all runs.
 
     Raises:
         UserError: an endpoint without a model's name, a key or an address that will not do, a model that cannot be loaded.
     """
-    kept = kept_in(pool)
     if settings.by_endpoint is not None:
-        return _of_endpoint(settings, pool, kept)
+        return _of_endpoint(settings, pool)
+    kept = kept_in(pool)
     if settings.by_model is None:
         return LocalResponder(pool.base, pool.encoder, pool.meter, kept, pool.quiet, pool.rehearsal)
     from selectune.models import load_base
@@ -83,7 +83,7 @@ def responder(settings: Asking, pool: Pool) -> Responder:
     return LocalResponder(base, pool.make_encoder(base.tokenizer), pool.meter, kept, pool.quiet, pool.rehearsal)
 
 
-def _of_endpoint(settings: Asking, pool: Pool, kept: Path | None) -> Responder:
+def _of_endpoint(settings: Asking, pool: Pool) -> Responder:
     from selectune.inference.endpoint import Budget, EndpointResponder
     from selectune.models.builtin import cache_folder
 
@@ -98,7 +98,7 @@ def _of_endpoint(settings: Asking, pool: Pool, kept: Path | None) -> Responder:
         settings.by_model,
         settings.key_from,
         Budget(settings.most_tokens, settings.most_cost, (settings.price_read, settings.price_written)),
-        kept=kept or cache_folder() / "answers.sqlite",
+        kept=cache_folder() / "answers.sqlite",
         quiet=pool.quiet,
         rehearsal=pool.rehearsal,
     )
