@@ -63,8 +63,8 @@ def trial(
 
     Args:
         selection: what trains. batch: packed sequences in a step. optimiser: ``adamw`` (no decay) or ``sgd``; linear decay to zero.
-        clip: largest norm of the gradient. seed: of the order of the sequences. prepare: may change the copy before training (add modules, masks). before_step: gets the step and
-            what trains, gradients in place, before each step.
+        clip: largest norm of the gradient. seed: of the order of the sequences. prepare: may change the copy before training (add modules, masks).
+        before_step: gets the step and what trains, gradients in place, before each step.
     """
     from selectune.objectives.cross_entropy import CrossEntropy
 
