@@ -72,3 +72,24 @@ def test_sub_domains_are_found_in_tasks_and_in_areas():
     assert [(one.benchmark, one.scores) for one in found] == [
         ("mmlu", {"mmlu_law": 1.0, "mmlu_law_of_sea": 0.5}), ("probe", {"sums": 0.2, "words": 0.8}),
     ]  # fmt: skip
+
+
+def test_the_report_shows_sub_domains_before_and_after(tmp_path):
+    from selectune import recipe
+    from selectune.reporting import write_report
+    from selectune.run import Evaluation, Run, Verdict
+
+    def evaluation(rights):
+        areas = [benchmark(f"probe/{area}", "accuracy_normalised", [(f"{area}{n}", float(n < right)) for n in range(10)])
+                 for area, right in rights.items()]  # fmt: skip
+        return Evaluation(model="m", benchmarks=[benchmark("probe", "accuracy_normalised", [("x", 1.0)]), *areas])
+
+    run = Run.create(tmp_path / "run", recipe.parse({"data": {"train": "x.jsonl"}}))
+    run.write("base_evaluation.json", evaluation({"sums": 2, "words": 8}))
+    run.write("evaluation.json", evaluation({"sums": 5, "words": 6}))
+    run.write("verdict.json", Verdict(gained="not measured", retained="not measured", headline="", differences=[], confidence=0.95,
+                                      tolerance=0.03))  # fmt: skip
+    page = write_report(run).read_text()
+    assert "sums 20.0 → 50.0 % (10)" in page and "0.60 → 0.09" in page
+    run.path("evaluation.json").unlink()
+    assert "Over sub-domains" not in write_report(run).read_text()

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from selectune import __version__
 from selectune.reporting import charts, wording
+from selectune.reporting.examples import examples_of
 from selectune.reporting.wording import NATS, ROLES, Samples
 from selectune.run import DataSummary, Difference, Evaluation, Item, Run, Scores, Verdict, write_atomically
 
@@ -56,6 +57,8 @@ def write_report(run: Run) -> Path:
         samples=samples.root if samples else None,
         base=before,
         flips=_flips(before, after) if before and after else None,
+        spreads=spreads(before, after),
+        examples=examples_of(run),
         curves=_curves(metrics, training),
         training=training,
         last=next((line for line in reversed(metrics) if "tokens_per_second" in line), {}),
@@ -94,6 +97,16 @@ def forest(verdict: Verdict) -> list[Group]:
         pictures = [(row, charts.interval(row.low, row.difference, row.high, scale, _tone(row), limit)) for row in rows]
         groups.append(Group(f"{ROLES[role]}: {unit}", charts.axis(scale, 1 if nats else 100), pictures))
     return groups
+
+
+def spreads(before: Evaluation | None, after: Evaluation | None) -> list[tuple[Any, Any]]:
+    """Return how evenly each benchmark with sub-domains is known, before and after (:class:`selectune.evaluation.dispersion.Dispersion`)."""
+    if before is None or after is None:
+        return []
+    from selectune.evaluation.dispersion import dispersions
+
+    later = {one.benchmark: one for one in dispersions(after.benchmarks)}
+    return [(one, later[one.benchmark]) for one in dispersions(before.benchmarks) if one.benchmark in later]
 
 
 def _scale(row: Difference) -> tuple[str, ...]:
