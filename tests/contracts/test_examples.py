@@ -28,6 +28,8 @@ SMALL = {
     "longest": 8,
     "start": 6,
     "more": 4,
+    "attempts": 2,
+    "answer_tokens": 8,
 }
 """Settings that make a tiny pool enough, for the methods that have them."""
 
