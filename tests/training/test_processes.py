@@ -129,6 +129,26 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, tmp_path, llama_f
         specialize(recipe=given, quiet=True)
 
 
+class Together:
+    """Stands for what several processes gather."""
+
+    def __init__(self, other, kind="MULTI_CPU"):
+        self.other, self.distributed_type = other, type("Kind", (), {"value": kind})
+
+    def gather(self, sums):
+        return torch.cat([sums, sums + self.other])
+
+
+def test_processes_that_drifted_apart_are_refused(llama_folder):
+    from selectune.training.trainer import _check_alike
+
+    model = load_base(llama_folder).model.requires_grad_(True)
+    _check_alike(Together(0.0), model)
+    _check_alike(Together(1e-6, "FSDP"), model)
+    with pytest.raises(UserError, match="drifted apart"):
+        _check_alike(Together(1e-6), model)
+
+
 def test_costs_of_processes_add_up():
     one = Cost(stage="train", seconds=3, forward_tokens=5, peak_memory_bytes=7)
     both = one.plus(Cost(stage="train", seconds=2, forward_tokens=10, flops=4.0, peak_memory_bytes=1))

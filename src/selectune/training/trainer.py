@@ -362,6 +362,7 @@ def train(
     best = (
         min((float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log) if keep_best else None
     )
+    _check_alike(trainer.accelerator, model)
     skipped = _add_up(trainer.accelerator, meter, prefix.skipped_tokens if prefix else 0)
     touched = policy.touched(acting.stage)
     return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None, skipped, touched)
@@ -377,6 +378,20 @@ def _add_up(accelerator: Any, meter: Meter, skipped: int) -> int:
     found = accelerator.reduce(torch.tensor(mine, device=accelerator.device))
     cost.forward_tokens, cost.backward_tokens, cost.peak_memory_bytes, skipped = (int(value) for value in found)
     return skipped
+
+
+def _check_alike(accelerator: Any, model: nn.Module) -> None:
+    """Refuse what several processes made of the weights where they have drifted apart: each has updated its own copy."""
+    if not str(accelerator.distributed_type.value).startswith("MULTI_"):  # alone, or each holds a part
+        return
+    sums = [value.detach().double().sum() for value in model.parameters() if value.requires_grad]
+    found = accelerator.gather(torch.stack(sums)[None])
+    if not torch.equal(found, found[:1].expand_as(found)):
+        raise UserError(
+            "the processes' weights have drifted apart: each has updated its own copy otherwise than the others",
+            field="training.processes",
+            mend="train with one process, and report the policy and form that were used",
+        )
 
 
 class _SaveEvery(TrainerCallback):
