@@ -88,7 +88,7 @@ def draw(
             said = model(input_ids=ids, past_key_values=memories[number], use_cache=True)
             memories[number] = said.past_key_values
             logits.append(said.logits[:, -1])
-        scores = contrasted(*logits, how.plausible, how.contrast)
+        scores = contrasted(logits[0], logits[1], how.plausible, how.contrast)
         scores[:, list(ends)] = -math.inf
         summed = (totals[:, None] + scores).flatten()
         taken = _drawn(summed, beams, generator)

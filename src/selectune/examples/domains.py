@@ -93,7 +93,7 @@ def rank_sources(
     return found
 
 
-def _rankers(by: Sequence[str]) -> list[Ranker]:
+def _rankers(by: Sequence[str]) -> list[str]:
     known = get_args(Ranker)
     asked = [one for name in by for one in (CHEAP if name == "all" else (name,))]
     for name in asked:
@@ -101,7 +101,7 @@ def _rankers(by: Sequence[str]) -> list[Ranker]:
             raise UserError(
                 f"unknown ranker '{name}'{nearest(name, known)}", field="--by", expected=f"all, or some of {', '.join(known)}"
             )
-    return list(dict.fromkeys(asked))  # type: ignore[arg-type]
+    return list(dict.fromkeys(asked))
 
 
 def _first(records: list[Any], count: int) -> list[Any]:

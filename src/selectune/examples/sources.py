@@ -27,7 +27,7 @@ Ranker = Literal[
     "mmd", "cosine", "coral", "energy", "wasserstein", "jensen_shannon", "renyi", "kullback_leibler",
     "text_embedding", "sentence_embedding", "task_embedding", "few_shot", "size",
 ]  # fmt: skip
-CHEAP: tuple[Ranker, ...] = (*divergence.OF_VECTORS, *divergence.OF_WORDS, "text_embedding", "sentence_embedding", "size")  # type: ignore[assignment]
+CHEAP = (*divergence.OF_VECTORS, *divergence.OF_WORDS, "text_embedding", "sentence_embedding", "size")
 """Rankers that train nothing."""
 Sources = dict[str, list[Record]]
 NONE = "(no source)"
@@ -51,7 +51,7 @@ def distances(
     pool: Pool,
     sources: Sources,
     target: list[Record],
-    by: Ranker,
+    by: str,
     vectors: Literal["base", "sentence"] = "base",
     trying: Trying | None = None,
 ) -> dict[str, float]:
