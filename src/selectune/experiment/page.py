@@ -234,9 +234,9 @@ def _claims_table(claims: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["## What the papers say", "", "Decided by the interval of the paired difference (better is +) over the tasks and budgets above.",
              "", "| method | paper | claim | rule | difference here | verdict |", "|---|---|---|---|---|---|"]  # fmt: skip
     for claim in claims:
-        shown = ", ".join(f"{on} {shown(Interval(*one))}" for on, one in claim["intervals"].items())
+        said = ", ".join(f"{on} {shown(Interval(*one))}" for on, one in claim["intervals"].items())
         lines.append(
-            f"| {claim['method']} | {claim['paper']} | {claim['claim']} | {claim['rule']} | {shown or '–'} | **{claim['verdict']}** |"
+            f"| {claim['method']} | {claim['paper']} | {claim['claim']} | {claim['rule']} | {said or '–'} | **{claim['verdict']}** |"
         )
     return [*lines, ""]
 

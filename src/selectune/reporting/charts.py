@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 WIDTH = 760
+CLOUD = 520  # height of a cloud of points
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 34, 46  # room around a chart, for its labels
 
 
@@ -198,6 +199,30 @@ def dots(
     body += _legend([("band", legend)])
     said = "; ".join(f"{name}: {_signed(middle)}" for name, (_, middle, _) in rows)
     return _svg(WIDTH, bottom + BOTTOM, f"{across} of each, beside the {legend}", said, body)
+
+
+def cloud(groups: Mapping[str, Points], title: str, said: str) -> Markup:
+    """Draw many points, those of the last group on top; each group is one line of dots, so ten thousand are drawn at once.
+
+    Args:
+        groups: name -> points from 0 to 1 on both axes. The first is drawn weak, the second strong.
+    """
+    height = CLOUD
+    body = []
+    for number, points in enumerate(groups.values()):
+        size = 3.2 if sum(map(len, groups.values())) > 3000 else 4.6
+        dots = "".join("M{:.1f} {:.1f}h0".format(*on_cloud(x, y)) for x, y in points)
+        body.append(f'<path class="dots d{number}" stroke-width="{size + number}" d="{dots}"/>')
+    body.append('<circle class="spot" r="7" cx="-20" cy="-20"/>')
+    body += _legend(
+        [(("weak", "strong")[number], f"{name} ({len(points):,})") for number, (name, points) in enumerate(groups.items())]
+    )
+    return _svg(WIDTH, height, title, said, body)
+
+
+def on_cloud(x: float, y: float) -> tuple[float, float]:
+    """Return where :func:`cloud` draws a point."""
+    return 12 + x * (WIDTH - 24), CLOUD - 12 - y * (CLOUD - TOP - 12)
 
 
 def standalone(picture: Markup) -> str:
