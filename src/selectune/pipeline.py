@@ -393,7 +393,7 @@ class Chain:
                 rehearsal=self.rehearsal,
             )
             choice = self.examples.select(pool)
-            write_scores(self.run.path("scores.parquet"), pool, choice.signals, choice.places)
+            write_scores(self.run.path("scores.parquet"), pool, choice.signals, choice.places, choice.reasons)
             as_they_train = choice.records or records
             kept = [as_they_train[place] for place in sorted(choice.places.tolist())]
             data.records_to_file(kept, self.run.path("data", "chosen.jsonl"))

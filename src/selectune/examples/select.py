@@ -78,7 +78,7 @@ def choose_examples(
             write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
     if scores is not None:
         with written(scores):
-            write_scores(Path(scores), pool, choice.signals, choice.places)
+            write_scores(Path(scores), pool, choice.signals, choice.places, choice.reasons)
     return Selected(len(pool), len(kept), int(as_it_trains.tokens[choice.places].sum()), pool.notes, kept)
 
 

@@ -107,8 +107,8 @@ def written(path: str | Path) -> Iterator[None]:
                         mend="free space or name another place; what was measured before is kept where a folder was named") from None  # fmt: skip
 
 
-def write_scores(path: Path, pool: Pool, signals: dict[str, Array], places: Array) -> None:
-    """Write ``scores.parquet``: each record's key, source, line, its signals, and whether (and as which) it was chosen."""
+def write_scores(path: Path, pool: Pool, signals: dict[str, Array], places: Array, reasons: dict[int, str] | None = None) -> None:
+    """Write ``scores.parquet``: each record's key, source, line, its signals, whether (and as which) it was chosen, and the method's reasons."""
     import pandas as pd
 
     rank = np.full(len(pool), -1, dtype=np.int64)
@@ -121,6 +121,8 @@ def write_scores(path: Path, pool: Pool, signals: dict[str, Array], places: Arra
         "chosen": rank >= 0,
         "rank": rank,
     }
+    if reasons:
+        columns["reason"] = [reasons.get(place, "") for place in range(len(pool))]
     beside = path.with_suffix(".new")
     pd.DataFrame(columns).to_parquet(beside, index=False)
     beside.replace(path)
