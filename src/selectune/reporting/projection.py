@@ -77,10 +77,14 @@ def _vectors(keys: Sequence[str], measured: Path) -> tuple[str, Array] | None:
     import pandas as pd
 
     folders = sorted(measured.glob("*"), key=lambda folder: folder.name) if measured.is_dir() else []
+    wanted = set(keys)
     for beginning in PREFERRED:
         for folder in folders:
-            parts = [pd.read_parquet(part) for part in folder.glob("part-*.parquet")] if folder.name.startswith(beginning) else []
-            known = {key: value for part in parts for key, value in zip(part["key"], part["value"], strict=True)}
+            known: dict[str, Array] = {}
+            for file in sorted(folder.glob("part-*.parquet")) if folder.name.startswith(beginning) else ():
+                part = pd.read_parquet(file)
+                part = part[part["key"].isin(wanted)]
+                known |= dict(zip(part["key"], part["value"], strict=True))
             if known and all(key in known for key in keys):
                 return folder.name.rpartition("-")[0].replace("-", " "), np.stack([known[key] for key in keys])
     return None
