@@ -43,13 +43,14 @@ def test_importance_is_the_ratio_of_both_bags_of_grams():
 
     wanted, pooled = model(target), model(texts)
     expected = [sum(math.log(wanted(gram) / pooled(gram)) for gram in grams(text)) for text in texts]
+    texts, target = ([Record("text", text=text) for text in some] for some in (texts, target))
     assert log_importance(texts, target, buckets) == pytest.approx(expected)
     assert log_importance(texts, texts, buckets) == pytest.approx([0, 0, 0])
 
 
 def test_a_long_tail_tag_is_no_more_frequent_than_the_percentile():
     tagged = [{"a"}] * 6 + [{"a", "b"}] * 4 + [{"c"}] * 2 + [{"d"}] + [set()]
-    assert long_tail(tagged, 0.25).tolist() == [{"c", "d"} & own != set() and ("d" in own or 0.25 >= 1 / 3) for own in tagged]
+    assert long_tail(tagged, 0.25).tolist() == ["d" in own for own in tagged]
     assert long_tail(tagged, 0.4).tolist() == [bool(own & {"c", "d"}) for own in tagged]
     assert long_tail(tagged, 1.0).tolist() == [bool(own) for own in tagged]
     assert not long_tail([set(), set()], 0.5).any()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
@@ -68,39 +68,34 @@ class SkillGraph(Embedded, Asking):
         if not counts:
             raise UserError("the target's records name no skill", field="examples", expected="records with words in them",
                             mend="give other target records, or named_by: model")  # fmt: skip
-        names = sorted(counts, key=lambda skill: (-counts[skill], skill))
-        records, skills = (
-            self.embed(pool),
-            measure(pool, self.signal().model_copy(update={"of": "question"}), [asking(n) for n in names]),
-        )
+        names = sorted(counts, key=lambda skill: (-counts[skill], skill))[: self.most]
+        records = self.embed(pool)
+        skills = measure(pool, self.signal().model_copy(update={"of": "question"}), [asking(name) for name in names])
         if self.centre:
             mean = records[pool.order].mean(0)
             records, skills = unit(records - mean), unit(skills - mean)
-        nodes = merged(skills, self.merged)
-        kept = np.flatnonzero(nodes == np.arange(len(names)))[: self.most]
-        place = {int(node): number for number, node in enumerate(kept)}
-        number_of = {name: place.get(int(node)) for name, node in zip(names, nodes, strict=True)}
-        single, pairs = graph([{number_of[skill] for skill in own} - {None} for own in named], len(kept))
+        stands = merged(skills, self.merged)
+        kept = np.unique(stands)
+        number = dict(zip(names, np.searchsorted(kept, stands).tolist(), strict=True))
+        single, pairs = graph([{number[skill] for skill in own if skill in number} for own in named], len(kept))
         scores = np.concatenate([
             score(has(records[start : start + BLOCK] @ skills[kept].T, self.nearest), single, pairs)
             for start in range(0, len(records), BLOCK)
         ])  # fmt: skip
-        pool.notes.append(f"{len(kept):,} skills, the most frequent: {', '.join(names[node] for node in kept[:8].tolist())}")
+        pool.notes.append(f"{len(kept):,} skills, the most frequent: {', '.join(names[place] for place in kept[:8].tolist())}")
         return Choice(self.fill(pool, ranked(pool, scores)), {"skill score": scores})
 
     def named(self, pool: Pool) -> list[list[str]]:
         """Return the skills of each reference record."""
         if self.named_by == "phrases":
-            return telling_phrases(
-                [content(record) for record in pool.target], [content(record) for record in pool.records], self.each
-            )
+            return telling_phrases([content(record) for record in pool.target], map(content, pool.records), self.each)
         prompts = [(Message("user", _ASKED.format(each=self.each, text=content(record)[:2000])),) for record in pool.target]
         return [
             listed(answers[0], self.each) for answers in responder(self, pool).answers(prompts, max_new_tokens=16 * self.each)
         ]
 
 
-def telling_phrases(texts: Sequence[str], others: Sequence[str], each: int) -> list[list[str]]:
+def telling_phrases(texts: Sequence[str], others: Iterable[str], each: int) -> list[list[str]]:
     """Return the phrases of one or two words that tell each text from all others: frequent in it, and made of words that few texts have.
 
     A phrase weighs its count times the least inverse document frequency of its words. Phrases of a single text are left out where that leaves
@@ -108,8 +103,10 @@ def telling_phrases(texts: Sequence[str], others: Sequence[str], each: int) -> l
     """
     found = [_phrases(text) for text in texts]
     within = Counter(phrase for own in found for phrase in own)
-    documents = within + Counter(phrase for text in others for phrase in _phrases(text))
-    total = len(texts) + len(others)
+    documents, total = Counter(within), len(texts)
+    for text in others:
+        documents.update({word for word, _ in _words(text)})
+        total += 1
     chosen = []
     for own in found:
         able = {phrase: count for phrase, count in own.items() if within[phrase] > 1} or own
@@ -122,12 +119,15 @@ def telling_phrases(texts: Sequence[str], others: Sequence[str], each: int) -> l
 
 
 def _phrases(text: str) -> Counter[str]:
+    words = _words(text)
+    pairs = Counter(f"{one} {other}" for (one, able), (other, also) in pairwise(words) if able and also)
+    return Counter(word for word, able in words if able) + pairs
+
+
+def _words(text: str) -> list[tuple[str, bool]]:
+    """Return a text's words, and whether each can name something: those of one or two letters cannot."""
     words = re.findall(r"[^\W\d_]\w*", text.lower())
-    long = [len(word) > 2 or not word.isascii() for word in words]
-    single = Counter(word for word, able in zip(words, long, strict=True) if able)
-    return single + Counter(
-        f"{one} {other}" for (one, able), (other, also) in pairwise(zip(words, long, strict=True)) if able and also
-    )
+    return [(word, len(word) > 2 or not word.isascii()) for word in words]
 
 
 def listed(answer: str, each: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, ClassVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.data.duplicates import content, drop_exact, drop_near
+from selectune.data.records import Record
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.normalise import percentile_ranks
 from selectune.examples.method import Array, Choice, ranked
@@ -54,7 +55,7 @@ class TwoPhases(Embedded):
     """Of the short training."""
 
     def choose(self, pool: Pool) -> Choice:
-        logs = log_importance([content(record) for record in pool.records], [content(r) for r in pool.target], self.buckets)
+        logs = log_importance(pool.records, pool.target, self.buckets)
         drawn = ranked(pool, logs - np.log(-np.log(np.clip(pool.uniform("importance"), 1e-300, 1 - 1e-16))))
         kept = without_duplicates(pool)
         unlike = drawn[kept[drawn]]
@@ -77,26 +78,25 @@ class TwoPhases(Embedded):
         )
 
 
-def log_importance(texts: Iterable[str], target: Iterable[str], buckets: int) -> Array:
-    """Return the logarithm of ``p_target / p_pool`` of each text, both bags of hashed words and pairs of words; ``(texts,)``.
+def log_importance(records: Sequence[Record], target: Sequence[Record], buckets: int) -> Array:
+    """Return the logarithm of ``p_target / p_pool`` of each record, both bags of hashed words and pairs of words; ``(records,)``.
 
-    Counts are smoothed by one in all for each model, spread evenly.
+    Counts are smoothed by one in all for each bag, spread evenly. Records are read twice, none of their counts is kept.
     """
-    found = [_hashed(text, buckets) for text in texts]
-    ratio = np.log(_distribution([_hashed(text, buckets) for text in target], buckets)) - np.log(_distribution(found, buckets))
-    return np.array([sum(count * ratio[bucket] for bucket, count in own.items()) for own in found], dtype=np.float64)
+    ratio = np.log(_distribution(target, buckets)) - np.log(_distribution(records, buckets))
+    return np.array([ratio[_hashed(record, buckets)].sum() for record in records])
 
 
-def _hashed(text: str, buckets: int) -> Counter[int]:
-    words = re.findall(r"\w+|[^\w\s]", text.lower())
-    return Counter(zlib.crc32(gram.encode()) % buckets for gram in [*words, *(f"{a} {b}" for a, b in pairwise(words))])
+def _hashed(record: Record, buckets: int) -> Array:
+    words = re.findall(r"\w+|[^\w\s]", content(record).lower())
+    grams = [*words, *(f"{one} {other}" for one, other in pairwise(words))]
+    return np.array([zlib.crc32(gram.encode()) % buckets for gram in grams], dtype=np.int64)
 
 
-def _distribution(counts: Iterable[Counter[int]], buckets: int) -> Array:
+def _distribution(records: Sequence[Record], buckets: int) -> Array:
     total = np.full(buckets, 1 / buckets)
-    for own in counts:
-        for bucket, count in own.items():
-            total[bucket] += count
+    for record in records:
+        np.add.at(total, _hashed(record, buckets), 1)
     return total / total.sum()
 
 

@@ -237,8 +237,8 @@ class _Kept:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        for data, values in self._values:
-            data.copy_(values)
+        for written, values in self._values:
+            written.copy_(values)
         for module, key, value, data in self._parameters:
             module._parameters[key] = value
             if value is not None and data is not None:
