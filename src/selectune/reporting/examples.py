@@ -133,10 +133,10 @@ def _left_out(places: Array, signals: dict[str, Array]) -> tuple[list[int], str]
 
 
 def _fitted(places: Array) -> Array:
-    """Return coordinates from 0 to 1, outliers (a hundredth on each side) at the edge."""
+    """Return coordinates from 0 to 1, outliers (two in a thousand on each side) at the edge."""
     if not len(places):
         return places
-    low, high = np.quantile(places, 0.005, axis=0), np.quantile(places, 0.995, axis=0)
+    low, high = np.quantile(places, 0.002, axis=0), np.quantile(places, 0.998, axis=0)
     return np.clip((places - low) / np.where(high > low, high - low, 1.0), 0, 1)
 
 

@@ -53,7 +53,7 @@ def method(described: Any) -> str:
     """Write a method as a recipe names it: ``fisher_blocks (k = 8, examples = 64)``."""
     if isinstance(described, str):
         return described
-    rest = ", ".join(f"{key} = {value}" for key, value in described.items() if key != "method")
+    rest = ", ".join(f"{key} = {value}" for key, value in described.items() if key != "method" and value is not None)
     return f"{described['method']} ({rest})" if rest else str(described["method"])
 
 
