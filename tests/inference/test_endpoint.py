@@ -9,7 +9,7 @@ from selectune.errors import UserError
 from selectune.examples import Pool
 from selectune.inference import endpoint as module
 from selectune.inference.endpoint import Budget, EndpointResponder
-from selectune.inference.remembering import Rehearsal, about_tokens
+from selectune.inference.remembering import Question, Rehearsal, about_tokens
 from selectune.inference.responder import Asking, responder
 from tests.endpoint import Endpoint, echoed
 
@@ -71,10 +71,11 @@ def test_what_passes_is_tried_again():
 
 def test_what_the_endpoint_asks_for_is_waited(monkeypatch):
     slept = []
-    monkeypatch.setattr(module.time, "sleep", slept.append)
     failures = [(429, "slow down", {"Retry-After": "7"}), (429, "slow down", {"Retry-After": "1e6"}), (503, "", {})]
     with Endpoint(lambda body: failures.pop(0) if failures else "yes") as there:
-        EndpointResponder(there.url, "large", quiet=True).answers(asked("Hi"))
+        made = EndpointResponder(there.url, "large", quiet=True)
+        monkeypatch.setattr(made._stopped, "wait", slept.append)
+        made.answers(asked("Hi"))
     assert slept[:2] == [7.0, module.LONGEST_PAUSE] and 0 < slept[2] <= 0.04
 
 
@@ -124,6 +125,26 @@ def test_a_kill_loses_only_what_was_on_its_way(tmp_path, monkeypatch):
         there.asked.clear()
         EndpointResponder(there.url, "large", kept=tmp_path / "a.sqlite", quiet=True).answers(asked(*TEXTS))
     assert len(there.asked) == 6
+
+
+def test_an_interruption_is_not_kept_waiting(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 60)
+    failing = {"What is 3?", "What is 7?"}
+    with Endpoint(lambda body: (503, "", {}) if body["messages"][0]["content"] in failing else echoed(body)) as there:
+        coming = EndpointResponder(there.url, "large", together=3).ask(
+            [Question(tuple(prompt), 0, 0.0, 8, 0) for prompt in asked(*TEXTS)]
+        )
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            for number, _ in enumerate(coming):
+                if number == 8:
+                    coming.throw(KeyboardInterrupt())
+    assert time.monotonic() - begin < 10
+
+
+def test_half_a_character_is_kept_as_none(tmp_path):
+    with Endpoint(lambda body: "a\ud83d") as there:
+        assert EndpointResponder(there.url, "large", kept=tmp_path / "a.sqlite", quiet=True).answers(asked("Hi")) == [["a?"]]
 
 
 def test_nobody_there_is_one_line():

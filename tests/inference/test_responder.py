@@ -98,3 +98,7 @@ def test_another_local_model_answers_when_it_is_named(llama_folder, tiny_folders
     other = responder(Asking(by_model=str(tiny_folders["qwen2"])), pool)
     assert own.base is pool.base and other.base.model.config.model_type == "qwen2"
     assert own.answers(asked("Hi"), max_new_tokens=6) != other.answers(asked("Hi"), max_new_tokens=6)
+
+
+def test_every_setting_is_explained():
+    assert all(field.description for field in Asking.model_fields.values())

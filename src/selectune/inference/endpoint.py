@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class EndpointResponder(Remembering):
         self._key_from = key_from or _OWN_KEYS.get(host)
         self._key = "" if rehearsal is not None else self._secret()
         self._of_thread = threading.local()
+        self._stopped = threading.Event()
         self._limit_field = "max_tokens"
 
     def _secret(self) -> str:
@@ -124,7 +125,8 @@ class EndpointResponder(Remembering):
         waiting = list(reversed(questions))
         coming: dict[Future[Any], Question] = {}
         failed: UserError | None = None
-        with ThreadPoolExecutor(self._together) as workers:
+        self._stopped.clear()
+        with ThreadPoolExecutor(self._together) as workers, self._stopping():
             while waiting or coming:
                 while waiting and failed is None and len(coming) < self._together:
                     if self.budget.allows(*_most(waiting[-1])):
@@ -151,6 +153,15 @@ class EndpointResponder(Remembering):
                     yield question, text
         if failed is not None:
             raise failed
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """After an interruption nothing is tried again."""
+        try:
+            yield
+        except BaseException:
+            self._stopped.set()
+            raise
 
     def _over(self, done: int, count: int) -> UserError:
         return UserError(f"the budget does not reach further: {done:,} of {count:,} answers came, for {self.budget}",
@@ -187,8 +198,8 @@ class EndpointResponder(Remembering):
                     continue
                 else:
                     raise self._refused(reply)
-            if attempt + 1 < TRIES:
-                time.sleep(min(pause, LONGEST_PAUSE))
+            if attempt + 1 < TRIES and self._stopped.wait(min(pause, LONGEST_PAUSE)):
+                break
         raise UserError(f"the endpoint {self._address} {problem}, {TRIES} times in a row",
                         mend=f"run again later: what was answered is kept{self._where()}")  # fmt: skip
 
@@ -264,6 +275,7 @@ def _understood(reply: requests.Response, question: Question) -> tuple[str, int,
     if not isinstance(text, str):
         return None
     most = _most(question)
+    text = text.encode(errors="replace").decode()  # half a character is none
     return text.strip(), read if isinstance(read, int) else most[0], written if isinstance(written, int) else len(text) // 4 + 1
 
 

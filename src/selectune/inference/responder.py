@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from selectune.data.records import Message
 from selectune.errors import UserError
@@ -44,6 +44,8 @@ class Responder(Protocol):
 
 class Asking(BaseModel):
     """Settings of a method that asks a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     by_endpoint: str | None = None
     """Address of an OpenAI-compatible endpoint that answers, such as ``http://localhost:8000/v1``; left out: a model on this machine does."""
