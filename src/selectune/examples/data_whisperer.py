@@ -7,7 +7,6 @@ the demonstrations before it. Does not know: how answers are generated.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,14 +16,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from selectune.data.chat import Encoded, Encoder
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.examples.delift import turns_of
+from selectune.examples.factors.progress import watched
 from selectune.examples.factors.shown import context_length
 from selectune.examples.method import Array, Ranked
 from selectune.examples.pool import Pool
@@ -155,11 +153,7 @@ class Whispered(Ranked):
         encoder = replace(pool.encoder, max_length=limit)
         total, times = dict.fromkeys(each, 0.0), dict.fromkeys(each, 0)
         prompts = list(self._prompts(pool, encoder, _told(list(each.values())), _told(list(pool.target))))
-        starts = range(0, len(prompts), TOGETHER)
-        console = Console(file=sys.stderr)
-        for start in (
-            track(starts, "demonstrations", console=console, transient=True) if len(starts) > 1 and not pool.quiet else starts
-        ):
+        for start in watched(range(0, len(prompts), TOGETHER), "demonstrations", pool.quiet):
             pairs = prompts[start : start + TOGETHER]
             read = [(batch, asked, found) for batch, asked in pairs if (found := shown(encoder, batch, asked)) is not None]
             worths = self._worths(pool, [(batch, asked) for batch, asked, _ in read])

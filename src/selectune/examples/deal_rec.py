@@ -16,6 +16,7 @@ from torch import Tensor
 
 from selectune.examples.factors.last_block import Effort, Linear, gradients_at, last_linear, pieces_of
 from selectune.examples.factors.normalise import minimum_maximum
+from selectune.examples.factors.progress import watched
 from selectune.examples.factors.store import BATCH, measure
 from selectune.examples.factors.strata import fair_shares, members, round_robin
 from selectune.examples.method import Array, Choice, ExampleMethod, ranked
@@ -23,7 +24,7 @@ from selectune.examples.pool import Pool
 
 
 def inverse_product(
-    product: Callable[[int, Tensor], Tensor], gradient: Tensor, samples: Array, damping: float, scale: float
+    product: Callable[[int, Tensor], Tensor], gradient: Tensor, samples: Array, damping: float, scale: float, quiet: bool = True
 ) -> tuple[Tensor, float]:
     """Return ``scale (H + damping scale I)^-1 gradient`` and the scale, by ``h <- gradient + (1 - damping) h - H_s h / scale`` over samples s.
 
@@ -35,7 +36,7 @@ def inverse_product(
     bound = 4 / damping * float(gradient.norm())
     while True:
         found = gradient.clone()
-        for sample in samples.tolist():
+        for sample in watched(samples.tolist(), "inverse Hessian", quiet):
             found = gradient + (1 - damping) * found - product(sample, found) / scale
             if not float(found.norm()) <= bound:
                 break
@@ -50,7 +51,7 @@ class Surrogate:
     """The base as its own surrogate: only one matrix of its last block counts."""
 
     def __init__(self, pool: Pool) -> None:
-        self.worker = pool.worker()
+        self.worker, self.quiet = pool.worker(), pool.quiet
         self.layer: Linear = last_linear(pool.base, "down", "attention_output")
 
     def mean_gradient(self, records: list[Any]) -> Tensor:
@@ -70,7 +71,7 @@ class Surrogate:
         return found
 
     def _each(self, records: list[Any]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        for start in range(0, len(records), BATCH):
+        for start in watched(range(0, len(records), BATCH), "gradients of the last block", self.quiet):
             owners, pieces, counts = pieces_of(self.worker, records[start : start + BATCH])
             for member, inward, outward in gradients_at(self.worker, pieces, self.layer):
                 yield start + owners[member], inward, outward / counts[owners[member]]
@@ -141,7 +142,7 @@ class InfluenceAndEffort(ExampleMethod):
         def product(sample: int, direction: Tensor) -> Tensor:
             return surrogate.hessian_product(pool.records[pool.order[sample]], direction)
 
-        solved, scale = inverse_product(product, gradient, samples, self.damping, self.scale)
+        solved, scale = inverse_product(product, gradient, samples, self.damping, self.scale, pool.quiet)
         if scale > self.scale:
             pool.notes.append(f"the recursion's scale was raised to {scale:g}")
         known = dict(zip(by_key, surrogate.along(each, solved).tolist(), strict=True))

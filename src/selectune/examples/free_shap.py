@@ -16,6 +16,7 @@ from scipy.linalg import cholesky, solve_triangular
 from selectune.errors import UserError
 from selectune.examples.factors.empirical_kernel import empirical_kernel
 from selectune.examples.factors.labels import shared_labels
+from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked
@@ -127,7 +128,7 @@ class ShapleyValue(Ranked):
             wanted, utility, empty = losses[0][:, None], explained(losses[1]), 0.0
         scale = max(float(kernel.diagonal().mean()), 1e-12)
         generator = pool.generator("free_shap")
-        orders = (generator.permutation(len(records)) for _ in range(self.permutations))
+        orders = (generator.permutation(len(records)) for _ in watched(range(self.permutations), "orders", pool.quiet))
         values = np.empty(len(records))
         values[pool.order] = shapley_values(kernel, cross, wanted, utility, empty, self.ridge * scale, orders)
         return {"Shapley value": values}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from selectune.data.records import Record
 from selectune.examples.factors.normalise import standard
+from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import GradientSketch, OwnEmbedding
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked
@@ -38,7 +39,7 @@ def gains_of_steps(
     chosen = Selection.of(pool.base.model, [target.name for target in targets(pool.base)])
     context = pool.context(objective)
     before, found = np.exp(loss_on(context, objective)), np.full(len(records), np.nan)
-    for number, record in enumerate(records):
+    for number, record in enumerate(watched(records, "one step each", pool.quiet)):
         if pool.encoder.encode(record):
             stepped = trial(
                 context, chosen, records=[record], steps=1, learning_rate=learning_rate, batch=1, optimiser=optimiser, clip=clip
