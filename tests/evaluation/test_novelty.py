@@ -66,6 +66,10 @@ def test_only_the_likeliest_word_is_greedy_and_the_end_is_never_taken(models):
     how = Novelty(tokens=20, plausible=1.0, beams=3)
     found = draw(specialist, base.model, ids[:1], how, [], torch.Generator().manual_seed(0))
     assert found == greedy(specialist, ids[:1], 20, [])
+    sure = greedy(specialist, ids[:1], 1, [])[0]  # the only plausible word is the end: the next best is taken
+    assert draw(specialist, base.model, ids[:1], how, [sure], torch.Generator().manual_seed(0)) == greedy(
+        specialist, ids[:1], 20, [sure]
+    )
     loose = Novelty(tokens=30, plausible=0.0, contrast=0.0, beams=1)
     end = max(set(found), key=found.count)
     for seed in range(5):

@@ -144,6 +144,17 @@ def test_transfer_is_measured_on_what_was_held_out_and_the_base_stays(llama_fold
     assert embedded["lamps"] < embedded["foxes"]
 
 
+def test_the_half_that_is_scored_is_not_trained_on(llama_folder, monkeypatch):
+    trained, scored = [], []
+    monkeypatch.setattr(sources, "_continued", lambda pool, model, records, *rest: trained.extend(records) or model)
+    monkeypatch.setattr(
+        "selectune.parameters.factors.trial.loss_on", lambda context, records, model: scored.extend(records) or 1.0
+    )
+    assert transfer(pool(llama_folder), {"foxes": FOXES}, TARGET, Trying()) == {NONE: np.exp(-1), "foxes": np.exp(-1)}
+    learnt, held = ({record.key for record in some} for some in (trained, scored))
+    assert held and not learnt & held and {record.key for record in [*TARGET, *FOXES]} == learnt | held
+
+
 def mixed():
     return [Record(one.kind, one.messages, source=name) for name, some in THREE.items() for one in some]
 

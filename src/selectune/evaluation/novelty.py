@@ -64,7 +64,7 @@ def contrasted(specialist: Tensor, base: Tensor, plausible: float, contrast: flo
     """
     ours, theirs = specialist.float().log_softmax(-1), base.float().log_softmax(-1)
     least = ours.max(-1, keepdim=True).values + (math.log(plausible) if plausible > 0 else -math.inf)
-    return (ours - contrast * theirs).masked_fill(ours < least, -math.inf)
+    return (ours - contrast * theirs).masked_fill((ours < least) | ours.isneginf(), -math.inf)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def draw(
         opening: at least one token. ends: tokens that are never taken.
     """
     beams = how.beams
-    ids = torch.tensor([list(opening)] * beams)
+    ids, never = torch.tensor([list(opening)] * beams), torch.tensor(list(ends), dtype=torch.int64)
     totals = torch.full((beams,), -math.inf)
     totals[0] = 0.0  # all beams are alike before the first word
     memories: list[Any] = [None, None]
@@ -87,9 +87,8 @@ def draw(
         for number, model in enumerate((specialist, base)):
             said = model(input_ids=ids, past_key_values=memories[number], use_cache=True)
             memories[number] = said.past_key_values
-            logits.append(said.logits[:, -1])
+            logits.append(said.logits[:, -1].index_fill(-1, never, -math.inf))
         scores = contrasted(logits[0], logits[1], how.plausible, how.contrast)
-        scores[:, list(ends)] = -math.inf
         summed = (totals[:, None] + scores).flatten()
         taken = _drawn(summed, beams, generator)
         owners, words = taken // scores.shape[1], taken % scores.shape[1]
