@@ -40,6 +40,7 @@ def select(
         bool, typer.Option("--dry-run", help="Ask nothing; say how many calls, tokens and costs there would be.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    engine: Annotated[str, typer.Option(help="Where signals are measured: local, or ray for many machines.")] = "local",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Choose the records that are worth training on, and write them.
@@ -68,7 +69,7 @@ def select(
         costs = "" if there.cost is None else f", at most {there.cost:,.2f}"
         typer.echo(f"{there.calls:,} calls, about {there.read:,} tokens read and at most {there.written:,} written{costs}")
         return
-    chosen = choose_examples(data, method, out=out, scores=scores, **asked)
+    chosen = choose_examples(data, method, out=out, scores=scores, engine=engine, **asked)
     if not quiet:
         typer.echo(f"{chosen.chosen:,} of {chosen.pool:,} records ({chosen.tokens:,} tokens of responses) -> {out}", err=True)
         for note in chosen.notes:

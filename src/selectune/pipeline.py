@@ -390,6 +390,7 @@ class Chain:
                 self.bfloat16,
                 self.quiet,
                 self.run.path("examples"),
+                engine=self.recipe.data.engine,
                 rehearsal=self.rehearsal,
             )
             choice = self.examples.select(pool)

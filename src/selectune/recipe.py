@@ -69,6 +69,8 @@ class DataRecipe(Section):
     """Drop records that are equal, or nearly so, to an earlier one."""
     contamination: Literal["remove", "report", "off"] = "remove"
     """Training records that overlap with an evaluation set of the run (equal, or sharing a 13-word sequence)."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the signals by which records are chosen are measured: in this process, or on the machines of a Ray cluster."""
     limit: Positive | None = None
     """Use at most this many training records, chosen by hash of their content, and the same share of the development records."""
 

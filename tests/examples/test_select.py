@@ -71,6 +71,7 @@ def test_a_full_disk_is_one_line_and_what_was_measured_is_kept(pool_file, tmp_pa
     from selectune.examples.factors import store
 
     monkeypatch.setattr(store, "BATCH", 20)
+    monkeypatch.setattr(store, "SECONDS", 0)
     plain, writes = parquet.write_table, []
 
     def full(table, place):

@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
 
 from selectune.data.records import Record
 
 THRESHOLD = 0.8
 SHINGLE = 5
+TABLES = (10, 6)
+"""Tables of MinHash, and rows of each."""
+Array = np.ndarray
 
 
 def normalise(text: str) -> str:
@@ -47,31 +53,45 @@ def drop_exact(records: list[Record]) -> tuple[list[Record], list[Record]]:
 
 
 def drop_near(records: list[Record], threshold: float = THRESHOLD) -> tuple[list[Record], list[Record]]:
-    """Return the records kept and those nearly equal to an earlier kept one."""
+    """Return the records kept and those nearly equal to an earlier kept one, with the same response and the same numbers and codes."""
+    repeated = near_repeats(records, threshold, _must_equal).tolist()
+    kept = [record for record, of in zip(records, repeated, strict=True) if of < 0]
+    return kept, [record for record, of in zip(records, repeated, strict=True) if of >= 0]
+
+
+def near_repeats(
+    records: Sequence[Record], threshold: float = THRESHOLD, must_equal: Callable[[Record], Hashable] = lambda record: None
+) -> Array:
+    """Return the place of the earlier record that each one nearly repeats, -1 where there is none; ``(records,)`` int64.
+
+    A record that repeats another is not itself repeated. Candidates come from MinHash tables (at a similarity of 0.8, 19 of 20 are found),
+    and are then compared exactly; of a record that is kept nothing stays but its entries in the tables.
+
+    Args:
+        threshold: Jaccard similarity of five-word sequences. must_equal: only records of which this is the same are compared.
+    """
     from datasketch import MinHash, MinHashLSH
 
-    index = MinHashLSH(threshold=threshold, num_perm=64)
-    kept_shingles: dict[str, set[str]] = {}
-    groups: dict[tuple[str, frozenset[tuple[str, int]]], list[int]] = {}
-    for position, record in enumerate(records):
-        groups.setdefault(_must_equal(record), []).append(position)
-    dropped_positions: set[int] = set()
+    groups: dict[Hashable, list[int]] = {}
+    for place, record in enumerate(records):
+        groups.setdefault(must_equal(record), []).append(place)
+    found = np.full(len(records), -1, dtype=np.int64)
     for members in groups.values():
         if len(members) == 1:
             continue
-        for position in members:
-            mine = shingles(content(records[position]))
+        tables = MinHashLSH(num_perm=64, params=TABLES)
+        for place in members:
+            mine = shingles(content(records[place]))
             sketch = MinHash(num_perm=64, seed=1)
             sketch.update_batch([shingle.encode() for shingle in mine])
-            group = id(members)
-            near = [name for name in index.query(sketch) if name.startswith(f"{group}:")]
-            if any(len(mine & kept_shingles[name]) >= threshold * len(mine | kept_shingles[name]) for name in near):
-                dropped_positions.add(position)
+            for other in sorted(tables.query(sketch)):
+                theirs = shingles(content(records[other]))
+                if len(mine & theirs) >= threshold * len(mine | theirs):
+                    found[place] = other
+                    break
             else:
-                index.insert(f"{group}:{position}", sketch)
-                kept_shingles[f"{group}:{position}"] = mine
-    kept = [record for position, record in enumerate(records) if position not in dropped_positions]
-    return kept, [records[position] for position in sorted(dropped_positions)]
+                tables.insert(place, sketch)
+    return found
 
 
 def _must_equal(record: Record) -> tuple[str, frozenset[tuple[str, int]]]:

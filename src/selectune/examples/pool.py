@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class Pool:
     quiet: bool = False
     folder: Path | None = None
     """Where signals are kept as they come; left out: in memory only."""
+    engine: Literal["local", "ray"] = "local"
+    """Where signals are measured: in this process, or on the machines of a Ray cluster."""
     notes: list[str] = field(default_factory=list)
     """What a person should know of the choice, a sentence each."""
     rehearsal: Rehearsal | None = None

@@ -51,6 +51,7 @@ def choose_examples(
     folder: str | Path | None = None,
     columns: dict[str, str] | None = None,
     seed: int = 0,
+    engine: str = "local",
     quiet: bool = False,
     **settings: Any,
 ) -> Selected:
@@ -60,16 +61,20 @@ def choose_examples(
         data: a file, folder, glob or hub id. method: as in a recipe; ``settings`` are more of its hyper-parameters, such as ``fraction=0.1``.
         target: records of the target. out: JSON lines for the chosen records, as chat records where they are conversations.
         scores: a parquet file for every record's signals. base: measures. folder: keeps what is measured.
+        engine: where signals are measured: ``local``, or ``ray`` for the machines of a Ray cluster (``pip install 'selectune[ray]'``).
 
     Raises:
         UserError: a mistake in the input, a budget larger than the pool, a signal that cannot be measured.
     """
     from selectune.examples.factors.store import write_scores, written
 
+    if engine not in ("local", "ray"):
+        raise UserError(f"unknown engine '{engine}'", field="engine", expected="local or ray")
     for place in (out, scores):
         if place is not None and not Path(place).absolute().parent.is_dir():
             raise UserError("its folder does not exist", file=place, mend="make it, or name another file")
     made, pool = _method_and_pool(data, method, target, base, folder, columns, seed, quiet, settings)
+    pool.engine = engine
     choice = made.select(pool)
     as_it_trains = pool if choice.records is None else pool.of(choice.records)
     kept = [as_it_trains.records[place] for place in choice.places.tolist()]

@@ -18,7 +18,7 @@ CHUNK = 8192
 
 
 class _Spread(Falling):
-    """Of each record ``v^T (tau I + V_S^T V_S)^-1 v``: what of it the chosen ones do not span. In fp64: what is left is a difference of large numbers."""
+    """Of each record ``v^T (tau I + V_S^T V_S)^-1 v``: what of it the chosen ones do not span; fp64, for it is a difference of large numbers."""
 
     def __init__(self, vectors: Array, bonus: Array, tau: float) -> None:
         self._vectors, self._bonus, self._tau = vectors, bonus, tau
@@ -58,6 +58,63 @@ def greedy_determinant(vectors: Array, count: int, quality: Array | None = None,
     bonus = np.zeros(len(vectors)) if quality is None else 2 * np.log(np.asarray(quality, dtype=np.float64))
     spread = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64) / tau
     return highest_first(_Spread(vectors, bonus, tau), spread, count)
+
+
+def draw(vectors: Array, count: int, generator: np.random.Generator) -> Array:
+    """Return the places of a set drawn from the k-DPP of the kernel ``V V^T`` (Kulesza and Taskar 2012, the dual form), ``(count,)``.
+
+    A set's probability is proportional to the squared volume that its vectors span, so no more can be drawn at once than the vectors have
+    dimensions; a larger set is several draws, each from what the earlier ones left (no longer one k-DPP). Vectors of nothing come last.
+
+    Args:
+        vectors: ``(n, d)``.
+    """
+    vectors = np.asarray(vectors, dtype=np.float32)
+    left, chosen = np.arange(len(vectors)), [np.empty(0, dtype=np.int64)]
+    while len(left) and count > 0:
+        some = vectors[left]
+        values, basis = np.linalg.eigh((some.T @ some).astype(np.float64))
+        spanned = values > 1e-6 * max(values.max(), 1e-12)
+        size = min(count, int(spanned.sum()), len(left))
+        if not size:
+            chosen.append(left[:count])
+            break
+        kept = _eigenvectors(values[spanned], size, generator)
+        lifted = some @ (basis[:, spanned][:, kept] / np.sqrt(values[spanned][kept])).astype(np.float32)
+        places = _projected(lifted, generator)
+        chosen.append(left[places])
+        left, count = np.delete(left, places), count - size
+    return np.concatenate(chosen)
+
+
+def _eigenvectors(values: Array, size: int, generator: np.random.Generator) -> Array:
+    """Which of the eigenvectors: so many, each set in proportion to the product of its values."""
+    values = values / np.exp(np.log(values).mean())
+    logs = np.full((size + 1, len(values) + 1), -np.inf)  # of the elementary symmetric polynomials of the first values
+    logs[0] = 0
+    for number, value in enumerate(np.log(values), start=1):
+        logs[1:, number] = np.logaddexp(logs[1:, number - 1], value + logs[:-1, number - 1])
+    kept = []
+    for number in range(len(values), 0, -1):
+        if size and np.log(generator.random()) < np.log(values[number - 1]) + logs[size - 1, number - 1] - logs[size, number]:
+            kept.append(number - 1)
+            size -= 1
+    return np.array(kept)
+
+
+def _projected(lifted: Array, generator: np.random.Generator) -> Array:
+    """A draw from the process of orthonormal columns ``(n, k)``: k places, each where most of the columns is not spanned yet."""
+    chances, spanned, places = (lifted.astype(np.float64) ** 2).sum(1), np.empty((0, lifted.shape[1])), []
+    for _ in range(lifted.shape[1]):
+        chances[places] = 0
+        sums = np.cumsum(np.maximum(chances, 0))
+        places.append(int(np.searchsorted(sums, generator.random() * sums[-1], side="right").clip(0, len(sums) - 1)))
+        new = lifted[places[-1]].astype(np.float64)
+        for _ in range(2):  # once more, for rounding
+            new = new - spanned.T @ (spanned @ new)
+        spanned = np.vstack([spanned, new / max(float(np.linalg.norm(new)), 1e-12)])
+        chances -= (lifted @ spanned[-1].astype(np.float32)).astype(np.float64) ** 2
+    return np.array(places, dtype=np.int64)
 
 
 def log_determinant(vectors: Array, tau: float = 1e-3) -> float:

@@ -1,9 +1,10 @@
 """Signals of records, measured once and kept as they come.
 
-Knows: how a signal is measured batch after batch with progress, how what was measured survives being killed, and how equal records share one
-measurement. Does not know: what a signal means.
+Knows: how a signal is measured batch after batch with progress, here or on a cluster, how what was measured survives being killed, and how equal
+records share one measurement. Does not know: what a signal means.
 
-Kept in the pool's folder: ``signals/<signal>/part-<number>.parquet`` with the columns ``key`` (hash of the record's content) and ``value``.
+Kept in the pool's folder: ``signals/<signal>/part-<number>.parquet`` with the columns ``key`` (hash of the record's content) and ``value``. What is
+known is one sorted array of keys and one of values: a million records are no million objects.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +24,14 @@ from rich.progress import track
 
 from selectune.data.records import Record
 from selectune.errors import UserError
-from selectune.examples.factors.signals import Signal, Worker
+from selectune.examples.factors.signals import Signal
 from selectune.examples.pool import Pool
 
 Array = np.ndarray
 BATCH = 64
-"""Records that are measured together, and lost together when a run is killed."""
+"""Records that are measured together."""
+SECONDS = 5.0
+"""Of measuring, after which it is written (a batch that takes longer is written at once): what a kill may lose."""
 
 
 def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None) -> Array:
@@ -36,29 +40,52 @@ def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None)
     Not-a-number where a record has no value (no response, for instance).
     """
     asked = pool.records if records is None else records
-    keys = pool.keys if records is None else [record.key for record in records]
-    folder = None if pool.folder is None else pool.folder / "signals" / _folder_name(signal)
-    known = _read(folder)
-    each = dict(sorted(zip(keys, asked, strict=True), key=lambda pair: pair[0]))
-    ordered = list(each)  # by content: what is measured together depends neither on the pool's order nor on what a kill left over
-    batches = [ordered[start : start + BATCH] for start in range(0, len(ordered), BATCH)]
-    missing = [[each[key] for key in batch] for batch in batches if any(key not in known for key in batch)]
-    if missing:
-        for number, (batch, values) in enumerate(_measured(pool, signal, missing), _parts(folder)):
-            found = dict(zip((record.key for record in batch), values, strict=True))
-            known |= found
-            if folder is not None:
-                _write(folder / f"part-{number:06d}.parquet", found)
-    if not keys:
+    named = pool.keys if records is None else [record.key for record in records]
+    if not named:
         return np.empty(0)
-    return np.stack([np.asarray(known[key], dtype=np.float64 if signal.width is None else np.float32) for key in keys])
+    keys, first, back = np.unique(np.array(named, dtype="S64"), return_index=True, return_inverse=True)
+    folder = None if pool.folder is None else pool.folder / "signals" / _folder_name(signal)
+    values, have = _known(folder, keys, signal)
+    # by content: what is measured together depends neither on the pool's order nor on what a kill left over
+    missing = [slice(start, start + BATCH) for start in range(0, len(keys), BATCH) if not have[start : start + BATCH].all()]
+    unwritten: list[slice] = []
+    since = time.monotonic()
+    measured = _measured(pool, signal, [[asked[place] for place in first[batch].tolist()] for batch in missing])
+    try:
+        for number, found in measured:
+            if values is None:
+                values = np.full((len(keys), *found.shape[1:]), np.nan, dtype=np.float64 if signal.width is None else np.float32)
+            values[missing[number]] = found
+            unwritten.append(missing[number])
+            if folder is not None and time.monotonic() - since >= SECONDS:
+                ready, unwritten = unwritten, []
+                _write(folder, keys, values, ready)
+                since = time.monotonic()
+    finally:  # also when it is stopped, or a record cannot be measured
+        if folder is not None and values is not None and unwritten:
+            _write(folder, keys, values, unwritten)
+    assert values is not None
+    return values[back]
 
 
-def _measured(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[list[Record], Array]]:
-    worker = Worker(pool.base, pool.encoder, pool.bfloat16, pool.seed, pool.meter) if signal.needs_base else None
+def _measured(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[int, Array]]:
+    """Give the number of each batch and its values, in whatever order they are ready."""
+    if not batches:
+        return
+    if pool.engine == "ray":
+        from selectune.examples.factors.cluster import measured
+
+        found = measured(pool, signal, batches)
+    else:
+        found = _measured_here(pool, signal, batches)
     shown = len(batches) > 1 and not pool.quiet
-    for batch in track(batches, signal.shown, console=Console(file=sys.stderr), transient=True) if shown else batches:
-        yield batch, signal.measure(worker, batch)
+    yield from track(found, signal.shown, len(batches), console=Console(file=sys.stderr), transient=True) if shown else found
+
+
+def _measured_here(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[int, Array]]:
+    worker = pool.worker() if signal.needs_base else None
+    for number, batch in enumerate(batches):
+        yield number, signal.measure(worker, batch)
 
 
 def _folder_name(signal: Signal) -> str:
@@ -66,31 +93,43 @@ def _folder_name(signal: Signal) -> str:
     return f"{re.sub(r'[^a-z0-9]+', '-', signal.shown.lower())}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
-def _parts(folder: Path | None) -> int:
-    return 0 if folder is None or not folder.is_dir() else len(list(folder.glob("part-*.parquet")))
+def _known(folder: Path | None, keys: Array, signal: Signal) -> tuple[Array | None, Array]:
+    """Return the values of some keys as far as they are kept, not-a-number elsewhere, and which are; no values where none is.
 
-
-def _read(folder: Path | None) -> dict[str, Any]:
+    Args:
+        keys: ``(n,)`` bytes, sorted.
+    """
     import pyarrow.parquet as parquet
 
-    known: dict[str, Any] = {}
-    if folder is not None and folder.is_dir():
-        for part in sorted(folder.glob("part-*.parquet")):
-            table = parquet.read_table(part)
-            known |= dict(zip(table["key"].to_pylist(), table["value"].to_numpy(zero_copy_only=False), strict=True))
-    return known
+    values, have = None, np.zeros(len(keys), dtype=bool)
+    for part in sorted(folder.glob("part-*.parquet")) if folder is not None and folder.is_dir() else []:
+        table = parquet.read_table(part).combine_chunks()
+        found = table["key"].to_numpy().astype("S64")
+        column = table["value"].combine_chunks()
+        numbers = (column.flatten() if signal.width is not None else column).to_numpy(zero_copy_only=False)
+        numbers = numbers.reshape(len(found), *([-1] if signal.width is not None else []))
+        if values is None:
+            values = np.full((len(keys), *numbers.shape[1:]), np.nan, dtype=np.float64 if signal.width is None else np.float32)
+        at = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
+        asked = keys[at] == found
+        values[at[asked]], have[at[asked]] = numbers[asked], True
+    return values, have
 
 
-def _write(path: Path, values: dict[str, Any]) -> None:
+def _write(folder: Path, keys: Array, values: Array, batches: list[slice]) -> None:
+    """Add a part to what is kept."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    table = arrow.table({"key": list(values), "value": [value.tolist() for value in values.values()]})
-    beside = path.with_suffix(".new")
+    kept = np.concatenate([values[batch] for batch in batches])
+    flat = arrow.array(kept.ravel())
+    column = flat if kept.ndim == 1 else arrow.FixedSizeListArray.from_arrays(flat, kept.shape[1])
+    table = arrow.table({"key": np.concatenate([keys[batch] for batch in batches]).astype(str), "value": column})
+    path = folder / f"part-{len(list(folder.glob('part-*.parquet'))):06d}.parquet"
     with written(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, beside)
-        beside.replace(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
 
 
 @contextmanager

@@ -1,0 +1,93 @@
+"""Signals measured on many machines, through Ray Data.
+
+Knows: how batches of records go to workers that each load the base once, and come back as they are ready. Does not know: what a signal means, or
+how values are kept (here, by whoever asked: a run that is killed goes on with what was kept, whatever became of the cluster).
+
+The cluster is the one that ``RAY_ADDRESS`` names, or this machine. Selectune and the base must be there on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from selectune.data.records import Record
+from selectune.errors import UserError
+from selectune.examples.factors.signals import Signal
+from selectune.meter import Meter
+
+Array = np.ndarray
+BLOCKS = 512
+"""Pieces of work at most that Ray keeps account of."""
+
+
+class _Measuring:
+    """A worker: its base is loaded once."""
+
+    def __init__(self, signal: Signal, load_base: Any, make_encoder: Any, bfloat16: bool, seed: int) -> None:
+        from selectune.examples.factors.signals import Worker
+
+        self._signal, self._meter, self._worker = signal, Meter("measuring"), None
+        if signal.needs_base:
+            base = load_base()
+            self._worker = Worker(base, make_encoder(base.tokenizer), bfloat16, seed, self._meter)
+
+    def __call__(self, rows: dict[str, Array]) -> dict[str, list[Any]]:
+        cost = self._meter.cost
+        before = np.array([cost.forward_tokens, cost.backward_tokens])
+        found = [self._signal.measure(self._worker, pickle.loads(records)) for records in rows["records"]]
+        spent = np.array([cost.forward_tokens, cost.backward_tokens]) - before
+        return {
+            "number": rows["number"].tolist(),
+            "values": [pickle.dumps(values) for values in found],
+            "forward": [int(spent[0]), *[0] * (len(found) - 1)],
+            "backward": [int(spent[1]), *[0] * (len(found) - 1)],
+        }
+
+
+def measured(pool: Any, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[int, Array]]:
+    """Give the number of each batch and its values, in whatever order they are ready.
+
+    Raises:
+        UserError: Ray is not installed, the cluster cannot be reached, or a worker failed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError("engine 'ray' needs Ray, which is not installed", field="engine",
+                        mend="pip install 'selectune[ray]', or leave the engine out") from None  # fmt: skip
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not ray.is_initialized():
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"the cluster cannot be reached ({error})", field="engine", mend="look at RAY_ADDRESS") from None
+    from ray.data import ActorPoolStrategy, DataContext, from_items
+
+    DataContext.get_current().enable_progress_bars = False
+    there = ray.cluster_resources()
+    on_gpu = signal.needs_base and there.get("GPU", 0) >= 1
+    workers = max(1, min(int(there["GPU" if on_gpu else "CPU"]), len(batches)))
+    rows = [{"number": number, "records": pickle.dumps(batch)} for number, batch in enumerate(batches)]
+    needed = (pool.load_base, pool.make_encoder) if signal.needs_base else (None, None)
+    done = from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map_batches(
+        _Measuring,
+        fn_constructor_args=(signal, *needed, pool.bfloat16, pool.seed),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=1,
+        num_gpus=1 if on_gpu else 0,
+    )
+    try:
+        for row in done.iter_rows():
+            pool.meter.count(forward=int(row["forward"]), backward=int(row["backward"]))
+            yield int(row["number"]), pickle.loads(row["values"])
+    except ray.exceptions.RayError as error:
+        told = str(error).strip().splitlines()
+        raise UserError(f"a worker of the cluster failed ({told[-1] if told else type(error).__name__})", field="engine",
+                        mend="what was measured is kept where a folder was named: mend it and run it again") from None  # fmt: skip
