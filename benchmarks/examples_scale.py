@@ -197,19 +197,20 @@ def main() -> None:
         return
     file = RESULTS / "examples_scale.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for name, (_, sizes) in CELLS.items():
-        for size in sizes:
-            if str(size) not in found.setdefault(name, {}):
-                done = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.examples_scale", name, str(size)], capture_output=True, text=True
-                )
-                if done.returncode:
-                    print(f"{name} of {size:,}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-                    continue
-                found[name][str(size)] = json.loads(done.stdout)
-                print(f"{name} of {size:,}: {found[name][str(size)]['processor_seconds']:.1f} s")
-                write_atomically(file, json.dumps(found, indent=1) + "\n")
-    write_page({name: found[name] for name in CELLS if found[name]})
+    for size in SIZES:
+        for name, (_, sizes) in CELLS.items():
+            if size not in sizes or str(size) in found.setdefault(name, {}):
+                continue
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.examples_scale", name, str(size)], capture_output=True, text=True
+            )
+            if done.returncode:
+                print(f"{name} of {size:,}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+                continue
+            found[name][str(size)] = json.loads(done.stdout)
+            print(f"{name} of {size:,}: {found[name][str(size)]['processor_seconds']:.1f} s", flush=True)
+            write_atomically(file, json.dumps(found, indent=1) + "\n")
+            write_page({name: found[name] for name in CELLS if found.get(name)})
 
 
 if __name__ == "__main__":

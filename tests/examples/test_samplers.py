@@ -10,7 +10,7 @@ from selectune.examples.factors.determinant import greedy_determinant, log_deter
 from selectune.examples.factors.neighbours import neighbours
 from selectune.examples.factors.normalise import minimum_maximum, percentile_ranks, standard, topsis
 from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
-from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, OfVectors, herding, k_centre, lazy_greedy
+from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, OfVectors, coverage, herding, k_centre, lazy_greedy
 
 
 def unit(count, dimension, seed=0):
@@ -74,6 +74,22 @@ def test_lists_of_neighbours_leave_the_greedy_choice_as_it_is(given, monkeypatch
         now = np.maximum(found - best[:, None], 0).sum(0)
         assert now[place] == pytest.approx(now.max(), abs=1e-4) == gain
         best = np.maximum(best, found[:, place])
+
+
+def test_large_pools_are_covered_in_blocks():
+    vectors = unit(50, 6)
+    whole, gains = coverage(vectors, 12)
+    wanted, known = lazy_greedy(FacilityLocation(OfVectors(vectors)), 12)
+    assert whole.tolist() == wanted.tolist() and gains == pytest.approx(known)
+    places, _ = coverage(vectors, 12, block=20, seed=3)
+    parts = [np.sort(part) for part in np.array_split(np.random.default_rng(3).permutation(50), 3)]
+    for part in parts:
+        own = [place for place in places.tolist() if place in part]
+        assert len(own) == 4
+        alone, _ = lazy_greedy(FacilityLocation(OfVectors(vectors[part])), 4)
+        assert own == part[alone].tolist()
+    assert [sum(place in part for place in places[:3].tolist()) for part in parts] == [1, 1, 1]  # in turn
+    assert sorted(coverage(vectors, 50, block=20)[0].tolist()) == list(range(50))
 
 
 def test_neighbours_are_all_above_the_threshold():

@@ -15,7 +15,7 @@ from selectune.examples.factors.determinant import greedy_determinant
 from selectune.examples.factors.signals import GradientSketch, OwnEmbedding, SentenceEmbedding, Signal
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import fair_shares, k_means, members, proportional_shares, round_robin
-from selectune.examples.factors.submodular import FacilityLocation, OfVectors, k_centre, lazy_greedy
+from selectune.examples.factors.submodular import coverage, k_centre
 from selectune.examples.method import Array, Choice, ExampleMethod, ranked
 from selectune.examples.pool import Pool
 from selectune.examples.self_scoring import difficulty
@@ -206,12 +206,16 @@ class Coverage(Embedded):
         "Submodular facility location, maximised by lazy greedy (Minoux 1978); as in DELIFT, ICLR 2025, arXiv 2411.04425, with embeddings"
     )
     summary: ClassVar[str] = "Greedy facility location over embeddings: the chosen records cover the pool."
+    departs: ClassVar[str] = "Pools of more than 100,000 records are covered in blocks, each with its share."
+
+    block: Annotated[int, Field(gt=0)] = 100_000
+    """Records that are covered together, exactly; larger pools are put into blocks at random."""
 
     def choose(self, pool: Pool) -> Choice:
         order = pool.order
         vectors = self.embed(pool)[order]
         count = self.needed(pool)
-        places, gains = lazy_greedy(FacilityLocation(OfVectors(vectors)), count)
+        places, gains = coverage(vectors, count, self.block, pool.seed)
         covered = np.full(len(pool), np.nan)
         covered[order[places]] = gains
         return Choice(self.fill(pool, order[places]), {"added coverage": covered})

@@ -19,7 +19,7 @@ from selectune.examples.factors.normalise import percentile_ranks, topsis
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
-from selectune.examples.factors.submodular import FacilityLocation, OfVectors, herding, k_centre, lazy_greedy
+from selectune.examples.factors.submodular import FacilityLocation, OfVectors, coverage, herding, k_centre, lazy_greedy
 from selectune.examples.method import Array, Choice, ranked
 from selectune.examples.pool import Pool
 from selectune.examples.self_scoring import difficulty
@@ -120,8 +120,10 @@ class Sampled(Embedded):
             return order[greedy_determinant(vectors, count)[0]]
         if self.sampler == "k_dpp":
             return order[draw(vectors, count, pool.generator("k-dpp"))]
-        toward = None if self.sampler == "facility_location" else (1 + self._likeness(pool)[order]) / 2
-        given = {"conditional_gain": {"floor": toward}, "mutual_information": {"cap": toward}}.get(self.sampler, {})
+        if self.sampler == "facility_location":
+            return order[coverage(vectors, count, seed=pool.seed)[0]]
+        toward = (1 + self._likeness(pool)[order]) / 2
+        given = {"floor": toward} if self.sampler == "conditional_gain" else {"cap": toward}
         return order[lazy_greedy(FacilityLocation(OfVectors(vectors), **given), count)[0]]
 
     def _likeness(self, pool: Pool) -> Array:

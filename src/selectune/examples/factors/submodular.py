@@ -191,6 +191,29 @@ def lazy_greedy(function: Gains, count: int, order: Array | None = None) -> tupl
     return np.array(chosen, dtype=np.int64), np.array(gained)
 
 
+def coverage(vectors: Array, count: int, block: int = 100_000, seed: int = 0) -> tuple[Array, Array]:
+    """Return places by greedy facility location over vectors ``(count,)``, in order, and their gains.
+
+    Up to ``block`` records the greedy choice is exact. More are put into blocks at random, and each covers itself with its share: time and memory
+    then grow with the records and not with their square.
+
+    Args:
+        vectors: ``(n, d)`` fp32, unit length.
+    """
+    parts = max(1, -(-len(vectors) // block))
+    mixed = np.arange(len(vectors)) if parts == 1 else np.random.default_rng(seed).permutation(len(vectors))
+    found: list[tuple[Array, Array]] = []
+    met = 0
+    for part in np.array_split(mixed, parts):
+        own, before = np.sort(part), met * count // len(vectors)
+        met += len(part)
+        share = met * count // len(vectors) - before
+        places, gains = lazy_greedy(FacilityLocation(OfVectors(vectors[own])), share)
+        found.append((own[places], gains))
+    in_turn = np.argsort(np.concatenate([np.arange(len(places)) for places, _ in found]), kind="stable")
+    return np.concatenate([places for places, _ in found])[in_turn], np.concatenate([gains for _, gains in found])[in_turn]
+
+
 class _Distances(Falling):
     """Squared distances to the nearest centre."""
 
