@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from selectune.errors import UserError
+from selectune.hub import hub_is_there
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".markdown", ".log", ".text")
 _TEXT = (".txt", ".md", ".markdown", ".log", ".text")
@@ -272,6 +273,7 @@ def _read_hub(source: str, field: str) -> list[Row]:
     import datasets
 
     try:
+        hub_is_there()  # else only what was loaded before
         loaded = datasets.load_dataset(source)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

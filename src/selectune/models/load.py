@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from selectune.errors import UserError, nearest
+from selectune.hub import hub_is_there
 from selectune.models.anatomy import Anatomy
 from selectune.models.builtin import BUILTIN, GGUF_SHA256, cache_folder, fetch_gguf
 from selectune.run import folder_atomically, hash_file
@@ -73,7 +74,7 @@ def load_base(
     source = locate(spec)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": source.exists()}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": source.exists() or not hub_is_there()}
     try:
         config = AutoConfig.from_pretrained(str(source), **options)
     except (ValueError, KeyError, OSError) as error:
@@ -88,7 +89,9 @@ def load_base(
     try:
         with _quietly():
             model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True, **options)
-            tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(source), trust_remote_code=trust_remote_code, local_files_only=options["local_files_only"]
+            )
     except (ValueError, KeyError, OSError, RuntimeError, TypeError, ImportError) as error:
         raise _explain(error, spec, source, "the model") from None
     except Exception as error:  # safetensors raises its own kind, which is no subclass of anything above
