@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,27 +27,32 @@ BLOCKS = 512
 
 
 class _Measuring:
-    """A worker: its base is loaded once."""
+    """A worker: its base is loaded once, when it is first needed."""
 
     def __init__(self, signal: Signal, load_base: Any, make_encoder: Any, bfloat16: bool, seed: int) -> None:
+        self._signal, self._meter = signal, Meter("measuring")
+        self._given = (load_base, make_encoder, bfloat16, seed)
+
+    @cached_property
+    def _worker(self) -> Any:
         from selectune.examples.factors.signals import Worker
 
-        self._signal, self._meter, self._worker = signal, Meter("measuring"), None
-        if signal.needs_base:
-            base = load_base()
-            self._worker = Worker(base, make_encoder(base.tokenizer), bfloat16, seed, self._meter)
+        load_base, make_encoder, bfloat16, seed = self._given
+        base = load_base()
+        return Worker(base, make_encoder(base.tokenizer), bfloat16, seed, self._meter)
 
     def __call__(self, rows: dict[str, Array]) -> dict[str, list[Any]]:
-        cost = self._meter.cost
-        before = np.array([cost.forward_tokens, cost.backward_tokens])
-        found = [self._signal.measure(self._worker, pickle.loads(records)) for records in rows["records"]]
-        spent = np.array([cost.forward_tokens, cost.backward_tokens]) - before
-        return {
-            "number": rows["number"].tolist(),
-            "values": [pickle.dumps(values) for values in found],
-            "forward": [int(spent[0]), *[0] * (len(found) - 1)],
-            "backward": [int(spent[1]), *[0] * (len(found) - 1)],
-        }
+        """Measure one batch; what goes wrong is told, not raised, for it has to travel."""
+        values, failed, cost = b"", "", self._meter.cost
+        before = (cost.forward_tokens, cost.backward_tokens)
+        try:
+            worker = self._worker if self._signal.needs_base else None
+            values = pickle.dumps(np.asarray(self._signal.measure(worker, pickle.loads(rows["records"][0]))))
+        except Exception as error:
+            failed = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        spent = (cost.forward_tokens - before[0], cost.backward_tokens - before[1])
+        number = int(rows["number"][0])
+        return {"number": [number], "values": [values], "failed": [failed], "forward": [spent[0]], "backward": [spent[1]]}
 
 
 def measured(pool: Any, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[int, Array]]:
@@ -68,6 +74,7 @@ def measured(pool: Any, signal: Signal, batches: list[list[Record]]) -> Iterator
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"the cluster cannot be reached ({error})", field="engine", mend="look at RAY_ADDRESS") from None
     from ray.data import ActorPoolStrategy, DataContext, from_items
+    from ray.data.exceptions import SystemException
 
     DataContext.get_current().enable_progress_bars = False
     there = ray.cluster_resources()
@@ -83,11 +90,13 @@ def measured(pool: Any, signal: Signal, batches: list[list[Record]]) -> Iterator
         num_cpus=1,
         num_gpus=1 if on_gpu else 0,
     )
+    mend = "what was measured is kept where a folder was named: mend it and run it again"
     try:
         for row in done.iter_rows():
+            if row["failed"]:
+                raise UserError(f"a worker of the cluster failed ({row['failed']})", field="engine", mend=mend)
             pool.meter.count(forward=int(row["forward"]), backward=int(row["backward"]))
             yield int(row["number"]), pickle.loads(row["values"])
-    except ray.exceptions.RayError as error:
-        told = str(error).strip().splitlines()
-        raise UserError(f"a worker of the cluster failed ({told[-1] if told else type(error).__name__})", field="engine",
-                        mend="what was measured is kept where a folder was named: mend it and run it again") from None  # fmt: skip
+    except (ray.exceptions.RayError, SystemException) as error:
+        last = str(error).strip().splitlines()[-1:]
+        raise UserError(f"the cluster failed ({(last or [type(error).__name__])[0]})", field="engine", mend=mend) from None
