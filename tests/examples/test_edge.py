@@ -57,8 +57,11 @@ def test_the_least_helped_are_kept_and_the_easiest_can_come_last(llama_folder, t
     (tmp_path / "guide.txt").write_text("Lamps: red.")
     assert np.array_equal(GuidelineEffectiveness(guideline=str(tmp_path / "guide.txt")).score(made)["order"], signals["order"])
     assert RECORDS[0].question in "".join(GuidelineEffectiveness(examples=4).text(made))
+    assert GuidelineEffectiveness(guideline="lamp " * 60).text(made) == "lamp " * 60  # too long for the name of a file
     (tmp_path / "guide.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match="cannot be read"):
         GuidelineEffectiveness(count=2, guideline=str(tmp_path / "guide.txt")).select(made)
+    with pytest.raises(UserError, match="no room"):
+        GuidelineEffectiveness(count=2, guideline="lamp " * 400).select(made)
     with pytest.raises(UserError, match="no guideline"):
         GuidelineEffectiveness(count=2).select(pool(llama_folder))

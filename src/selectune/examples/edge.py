@@ -88,6 +88,9 @@ class GuidelineEffectiveness(Ranked):
 
     def score(self, pool: Pool) -> dict[str, Array]:
         effect, losses = measure(pool, GuidelineEffect(guideline=self.text(pool))), measure(pool, ResponseLoss())
+        if np.isfinite(losses).any() and not np.isfinite(effect).any():
+            raise UserError("the guideline leaves no room for answers", field="examples.guideline",
+                            expected=f"fewer than {context_length(pool.base.model):,} tokens with a record")  # fmt: skip
         easy = ranked(pool, losses, highest_first=False)[: int(self.easiest * len(pool))]
         decided = effect.copy()
         decided[easy] += 1e3 if self.keep == "lowest" else -1e3
@@ -100,13 +103,13 @@ class GuidelineEffectiveness(Ranked):
             UserError: there is none, or its file cannot be read.
         """
         if self.guideline:
-            path = Path(self.guideline)
+            if not _is_file(self.guideline):
+                return self.guideline
             try:
-                return path.read_text(encoding="utf-8") if len(self.guideline) < 1024 and path.is_file() else self.guideline
+                return Path(self.guideline).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"cannot be read ({error})", file=path, field="examples.guideline", expected="a text file"
-                ) from None
+                raise UserError(f"cannot be read ({error})", file=self.guideline, field="examples.guideline",
+                                expected="a text file") from None  # fmt: skip
         if not pool.target:
             raise UserError(f"'{self.name}' has no guideline", field="examples.guideline",
                             mend="give a text or a file, or --target FILE, whose records then serve")  # fmt: skip
@@ -115,3 +118,10 @@ class GuidelineEffectiveness(Ranked):
         return "\n\n".join(
             f"Question: {record.question}\nAnswer: {record.response}" for record in first(list(pool.target), self.examples)
         )
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # no name of a file at all
+        return False
