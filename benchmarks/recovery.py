@@ -65,7 +65,9 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     base = load_base("smollm2-135m-instruct", dtype="auto" if bf16_is_fast() else "float32")
-    setting = fingerprint({"task": TASK.model_dump(), "budgets": BUDGETS, "length": LENGTH, "base": base.fingerprint})
+    setting = fingerprint(
+        {"task": TASK.model_dump(exclude_unset=True), "budgets": BUDGETS, "length": LENGTH, "base": base.fingerprint}
+    )
     folder = WORK / setting
     if not (folder / "data").is_dir():
         jobs.prepare(TASK, TASK.data(asked.data_root, LENGTH), folder / "data", TASK.pool_under(asked.data_root))
@@ -74,7 +76,10 @@ def main() -> None:
     for name, method, seed in _wanted(asked.only):
         key, described = f"{name}, seed {seed}" if name == "random" else name, method.describe()
         before = found["methods"].get(key)
-        if before and before["method"] == described and not (asked.retry and "failed" in before):
+        same = before and all(
+            described.get(name) == value for name, value in before["method"].items()
+        )  # a new setting has its default
+        if same and not (asked.retry and "failed" in before):
             continue
         begin = time.monotonic()
         result = _in_a_process(functools.partial(_measured, method, base, folder, account, seed), folder, 60 * asked.minutes)
