@@ -106,6 +106,22 @@ def test_what_stays_wrong_is_one_line_and_nothing_is_lost(tmp_path, bad, told):
     assert sorted(body["messages"][0]["content"] for body in there.asked) == sorted(set(TEXTS) - set(before))
 
 
+def test_what_is_on_its_way_comes_in_when_another_question_fails(tmp_path):
+    def mixed(body):
+        bad = body["messages"][0]["content"] == TEXTS[3]
+        time.sleep(0.05 if bad else 0.3)
+        return (400, "no", {}) if bad else echoed(body)
+
+    with Endpoint(mixed) as there:
+        with pytest.raises(UserError, match="status 400"):
+            EndpointResponder(there.url, "large", kept=tmp_path / "a.sqlite", quiet=True).answers(asked(*TEXTS))
+        came = len(there.asked) - 1
+        there.reply = echoed
+        there.asked.clear()
+        EndpointResponder(there.url, "large", kept=tmp_path / "a.sqlite", quiet=True).answers(asked(*TEXTS))
+    assert came >= 3 and len(there.asked) == 12 - came
+
+
 def test_a_kill_loses_only_what_was_on_its_way(tmp_path, monkeypatch):
     with Endpoint() as there:
         made = EndpointResponder(there.url, "large", together=1, kept=tmp_path / "a.sqlite", quiet=True)
@@ -160,13 +176,18 @@ def test_a_key_goes_to_its_own_endpoint_and_nowhere_else(monkeypatch, tmp_path):
     monkeypatch.setenv("MY_KEY", "wrong")
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password from-netrc\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Endpoint() as there:
         EndpointResponder(there.url, "large", quiet=True).answers(asked("Hi"))
         assert "Authorization" not in there.headers[-1]
+        abroad = EndpointResponder(there.url, "large", quiet=True)
+        abroad._here = False
+        abroad.answers(asked("Ho"))
+        assert "Authorization" not in there.headers[-1]  # not what a .netrc says, either
         there.key = "secret"
         with pytest.raises(UserError, match="the key of MY_KEY") as error:
             EndpointResponder(there.url, "large", "MY_KEY", quiet=True).answers(asked("Hi"))
-        assert "Bearer wrong" not in one_line(error) and len(there.asked) == 2
+        assert "Bearer wrong" not in one_line(error) and len(there.asked) == 3
         monkeypatch.setenv("MY_KEY", "secret")
         assert EndpointResponder(there.url, "large", "MY_KEY", quiet=True).answers(asked("Hi")) == [["said: Hi"]]
     assert EndpointResponder("https://api.openai.com/v1", "large", quiet=True)._key == "secret-of-openai"
@@ -184,14 +205,15 @@ def test_a_key_goes_to_its_own_endpoint_and_nowhere_else(monkeypatch, tmp_path):
 
 def test_a_budget_is_not_exceeded_and_what_came_is_kept(tmp_path):
     most = about_tokens(asked(TEXTS[0])[0]) + 30
-    for budget in (Budget(most_tokens=3 * 15 + most), Budget(most_cost=(3 * 20 + most) * 1e-6, prices=(1.0, 2.0))):
+    by_tokens, by_cost = Budget(most_tokens=3 * 15 + most), Budget(most_cost=(3 * 20 + most) * 1e-6, prices=(1.0, 2.0))
+    for budget, reach in ((by_tokens, 4), (by_cost, 2)):  # what was set aside for an answer and not used is given back
         with Endpoint() as there:
             kept = tmp_path / f"{budget.most_cost}.sqlite"
             made = EndpointResponder(there.url, "large", None, budget, together=4, kept=kept, quiet=True)
             with pytest.raises(UserError, match="budget") as error:
                 made.answers(asked(*TEXTS), max_new_tokens=30)
             got = len(there.asked)
-            assert 0 < got < 12 and f"{got} of 12" in one_line(error)
+            assert got == reach and f"{got} of 12" in one_line(error)
             assert budget.read + budget.written <= (budget.most_tokens or 1e9)
             assert budget.cost(budget.read, budget.written) <= (budget.most_cost or 1e9)
             again = EndpointResponder(there.url, "large", kept=kept, quiet=True)
