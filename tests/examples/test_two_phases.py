@@ -12,6 +12,7 @@ import pytest
 from selectune.data import Message, Record
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
+from selectune.examples.tags import tags
 from selectune.examples.two_phases import TwoPhases, log_importance, long_tail, without_duplicates
 from tests.examples.test_signals import pool
 from tests.examples.words import words  # noqa: F401
@@ -84,10 +85,15 @@ def test_the_second_phase_is_rare_or_hard_after_the_first(llama_folder):
     odd = record("Translate this poem!", "```python\nprint('zq')\n```")
     made = pool(llama_folder, [*UNLIKE, odd, *LIKE])
     made.target = TARGET
-    choice = TwoPhases(count=6, foundation=0.5, steps=3, rare=0.1, scales=(2,)).select(made)
+    method = TwoPhases(count=6, foundation=0.5, steps=3, rare=0.1, scales=(2,))
+    choice = method.select(made)
     losses, second = choice.signals["loss after the first phase"], choice.signals["phase"] == 2
     assert second[len(UNLIKE)]  # rare: nothing else is code
     rest = np.flatnonzero(choice.signals["phase"] != 1)
     assert second[rest[losses[rest].argmax()]]
+    by_loss, last = np.argsort(losses).tolist(), len(losses) - 1
+    hard = {place for rank, place in enumerate(by_loss) if rank >= 0.9 * last}
+    rare = set(np.flatnonzero(long_tail(tags(made, method.embed(made), (2,), 1), 0.1)).tolist())
+    assert set(np.flatnonzero(second).tolist()) == (hard | rare) & set(rest.tolist()) != set(rest.tolist())
     assert choice.places[3:].tolist() == sorted(np.flatnonzero(second).tolist(), key=lambda place: -losses[place])[:3]
     assert not np.allclose(losses, measure(made, ResponseLoss()))  # the base has learnt something

@@ -37,17 +37,19 @@ def test_a_step_is_worth_it_while_the_uncertainty_is_low_enough():
     generator = np.random.default_rng(0)
     vectors, wanted = unit(generator.normal(size=(60, 8))), unit(generator.normal(size=8))
     order = np.arange(60)
-    everything, left = worth_a_step(vectors, wanted, order, Settings(steps=30, alpha=None, neighbours=20))
+    loud = {"steps": 30, "neighbours": 20, "noise": 0.5}
+    everything, left = worth_a_step(vectors, wanted, order, Settings(alpha=None, **loud))
     near = set(np.argsort(-(vectors @ wanted))[:20].tolist())
     assert len(everything) == 30 and set(everything) <= near and len(left) == 31
     assert left[0] == pytest.approx(1) and all(a >= b for a, b in pairwise(left))
-    for alpha in (0.1, 0.3, 1.0, 5.0):
-        places, after = worth_a_step(vectors, wanted, order, Settings(steps=30, alpha=alpha, neighbours=20))
-        count = next((n - 1 for n in range(1, 31) if left[n] > 1 / (alpha * n)), 30)
-        assert places == everything[:count] and after == left[: count + 1]
-    assert worth_a_step(vectors, wanted, order, Settings(alpha=5.0, neighbours=20))[0] == []
-    turned = worth_a_step(vectors[::-1], wanted, order[::-1], Settings(steps=5, alpha=None, neighbours=20))[0]
-    assert [59 - place for place in turned] == everything[:5]
+    counts = []
+    for alpha in (0.01, 0.2, 0.5, 1.0, 5.0):
+        places, after = worth_a_step(vectors, wanted, order, Settings(alpha=alpha, **loud))
+        counts.append(next((n - 1 for n in range(1, 31) if left[n] > 1 / (alpha * n)), 30))
+        assert places == everything[: counts[-1]] and after == left[: counts[-1] + 1]
+    assert counts == sorted(counts, reverse=True) and counts[0] == 30 and counts[-1] == 0 and len(set(counts)) > 3
+    turned = worth_a_step(vectors[::-1], wanted, order[::-1], Settings(alpha=None, **loud))[0]
+    assert [59 - place for place in turned] == everything
 
 
 def specialist(folder, base_folder, form, dtype="float32", choose=None):

@@ -58,9 +58,9 @@ class TwoPhases(Embedded):
         logs = log_importance(pool.records, pool.target, self.buckets)
         drawn = ranked(pool, logs - np.log(-np.log(np.clip(pool.uniform("importance"), 1e-300, 1 - 1e-16))))
         kept = without_duplicates(pool)
-        unlike = drawn[kept[drawn]]
-        count = min(round(self.foundation * self.about(pool)), len(unlike))
-        first = unlike[:count]
+        distinct = drawn[kept[drawn]]
+        count = min(round(self.foundation * self.about(pool)), len(distinct))
+        first = distinct[:count]
         records = [pool.records[place] for place in (first if count else drawn[:1])]
         losses = losses_after(pool, trained_copy(pool, self.steps, self.learning_rate, records))
         tagged = tags(pool, self.embed(pool), self.scales, least=1)
