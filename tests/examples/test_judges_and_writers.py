@@ -63,6 +63,8 @@ def test_tags_that_are_one_become_one(monkeypatch):
     together = [{"a", "b"}, {"a", "b"}, {"b"}, {"c"}, {"b", "c"}]
     assert merged(together, least=1, support=2) == [{"b"}, {"b"}, {"b"}, {"c"}, {"b", "c"}]
     assert merged(together, least=1, support=3) == together
+    within = [{"a", "b", "c"}, {"a", "b", "c"}, {"b", "c"}, {"c"}]
+    assert merged(within, least=1, support=2) == [{"c"}] * 4
 
 
 def test_every_user_turn_is_tagged_and_rich_records_come_first(llama_folder):

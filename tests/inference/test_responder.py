@@ -58,15 +58,18 @@ def test_a_drawn_answer_follows_its_question_and_seed_alone(base):
 def test_first_tokens_are_drawn_as_likely_as_the_model_says(base):
     ids = Encoder(base.tokenizer, 128).prompt_ids((Message("user", "Hi"),))
     with torch.no_grad():
-        likely = (base.model(input_ids=torch.tensor([ids])).logits[0, -1].double() / 3).softmax(-1)
+        likely = (base.model(input_ids=torch.tensor([ids])).logits[0, -1].double() / 0.3).softmax(-1)
     count = 600
-    found = local(base).answers(asked("Hi"), samples=count, temperature=3.0, max_new_tokens=1)[0]
+    found = local(base).answers(asked("Hi"), samples=count, temperature=0.3, max_new_tokens=1)[0]
     shares = collections.Counter(found)
     texts = collections.Counter()
     for token, share in enumerate(likely.tolist()):
         texts[base.tokenizer.decode([token], skip_special_tokens=True).strip()] += share
-    assert texts.most_common(1)[0][1] < 0.9
-    for text, share in texts.most_common(3):
+    whole = [
+        (text, share) for text, share in texts.most_common() if text and "\ufffd" not in text
+    ]  # halves of characters look alike
+    assert whole[0][1] > 0.1
+    for text, share in whole[:4]:
         assert shares[text] / count == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
 
 
