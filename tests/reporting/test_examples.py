@@ -50,6 +50,7 @@ def test_the_page_tells_what_was_kept(tmp_path):
     section = page.split('id="examples"')[1].split("</section>")[0]
     assert "10 of 40 records (25.0 %)" in section and "one has no score" in section
     assert "alert(1)</script>" not in page.replace("&lt;", "<!").replace("\\u003c", "<!")  # what records say is text
+    assert "<" not in re.search(r'application/json">(.*?)</script>', section, re.S)[1]  # as what it says of points is, whole
     found = points_of(section)
     assert found["signals"] == ["difficulty"] and len(found["points"]) == 40
     assert sum(point[2] for point in found["points"]) == 10
