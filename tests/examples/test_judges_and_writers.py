@@ -200,6 +200,8 @@ def test_limits_are_those_of_numpy():
     known = np.delete(values, 3)
     assert np.array_equal(beyond(values, 1.5, 1), values > known.mean() + 1.5 * known.std())
     assert np.array_equal(beyond(values, 0.5, -1, sample=1), values < known.mean() - 0.5 * known.std(ddof=1))
+    few = np.array([0.0, 0.0, 0.0, 3.0])  # 1.3 for a population, 1.5 for a sample
+    assert beyond(few, 1.6, 1).tolist() == [False, False, False, True] and not beyond(few, 1.6, 1, sample=1).any()
     assert not beyond(values, 99.0, 1).any() and not beyond(np.array([1.0]), 0.0, 1).any()
     assert [rating(text) for text in ("7", "I say 8.5 of 10", "none", "99")] == [7.0, 8.5, 0.0, 10.0]
 
