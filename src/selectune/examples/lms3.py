@@ -78,7 +78,7 @@ def nearest_and_steady(distances: Array, steadiness: Array, accepted: float) -> 
     taken = np.zeros(distances.shape, dtype=bool)
     if count:
         np.put_along_axis(taken, np.argsort(distances, axis=1, kind="stable")[:, :count], True, axis=1)
-    products, some = distances * steadiness, taken.any(0)
+    products, some = distances * steadiness, np.asarray(taken.any(0))
     return np.where(some, np.where(taken, products, np.inf).min(0), products.min(0)), some
 
 

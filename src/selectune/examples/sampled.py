@@ -64,7 +64,7 @@ class Sampled(Embedded):
     def choose(self, pool: Pool) -> Choice:
         if self.sampler not in BY_SIGNALS:
             return Choice(self.fill(pool, self._by_vectors(pool)))
-        signals = {name: self._signal(pool, name) for name in self.signals}
+        signals: dict[str, Array] = {name: self._signal(pool, name) for name in self.signals}
         signed = {name: -found if name in self.lower else found for name, found in signals.items()}
         return Choice(self.fill(pool, self._by_signals(pool, signed)), signals)
 

@@ -127,11 +127,11 @@ def _pictures(sheet: Sheet, rows: Sequence[Row], plan: Plan, path: Path) -> list
     if plan.protocol.axis == "examples" and band is not None and control is not None:
         middle, reach = float(control.means(judging.GAIN).mean()), (band.interval.high - band.interval.low) / 2
         picture = charts.dots(
-            [(row.line.name, tuple(row.gain)) for row in rows],
+            [(row.line.name, tuple(row.gain)) for row in rows],  # type: ignore[misc]
             (middle - reach, middle, middle + reach),
             gain,
             "band of random choices",
-        )  # type: ignore[arg-type]
+        )
         drawn[f"{stem}-band.svg"] = ("Gain beside the band of random choices", picture)
     lines = []
     for name, (title, picture) in drawn.items():

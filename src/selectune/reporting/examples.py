@@ -114,7 +114,7 @@ def examples_of(run: Run) -> Examples | None:
     return Examples(
         method=told["method"], pool=len(table), chosen=int(chosen.sum()), notes=told.get("notes", []),
         signals=[Signal(name, _quartiles(values[chosen]), _quartiles(values[~chosen])) for name, values in signals.items()],
-        sources=[(name, *counts) for name, counts in sorted(sources.items(), key=lambda item: -item[1][0])],
+        sources=[(name, counts[0], counts[1]) for name, counts in sorted(sources.items(), key=lambda item: -item[1][0])],
         kept=[shown(place) for place in first_kept], dropped=[shown(place) for place in left_out], dropped_by=how,
         map=charts.cloud({name: each.tolist() for name, each in groups.items()}, "Map of the pool",
                          f"{len(groups['kept']):,} records kept and {len(groups['left out']):,} left out, by {plane.of}"),

@@ -8,6 +8,7 @@ The cluster is the one that ``RAY_ADDRESS`` names, or this machine. Selectune an
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def measured(pool: Any, signal: Signal, batches: list[list[Record]]) -> Iterator
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"the cluster cannot be reached ({error})", field="engine", mend="look at RAY_ADDRESS") from None
     from ray.data import ActorPoolStrategy, DataContext, from_items

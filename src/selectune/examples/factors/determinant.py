@@ -104,7 +104,8 @@ def _eigenvectors(values: Array, size: int, generator: np.random.Generator) -> A
 
 def _projected(lifted: Array, generator: np.random.Generator) -> Array:
     """A draw from the process of orthonormal columns ``(n, k)``: k places, each where most of the columns is not spanned yet."""
-    chances, spanned, places = (lifted.astype(np.float64) ** 2).sum(1), np.empty((0, lifted.shape[1])), []
+    chances, spanned = (lifted.astype(np.float64) ** 2).sum(1), np.empty((0, lifted.shape[1]))
+    places: list[int] = []
     for _ in range(lifted.shape[1]):
         chances[places] = 0
         sums = np.cumsum(np.maximum(chances, 0))
