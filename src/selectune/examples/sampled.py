@@ -41,7 +41,7 @@ class Sampled(Embedded):
     """One signal, or several, and one sampler."""
 
     name: ClassVar[str] = "sampled"
-    family: ClassVar[str] = "other"
+    family: ClassVar[str] = "examples"
     summary: ClassVar[str] = (
         "Any signal with any sampler: top, strata, Pareto fronts, knapsack of tokens, k-centre, coverage, k-DPP, herding, ..."
     )
