@@ -252,8 +252,12 @@ def test_each_flag_gives_one_new_record_and_the_size_stays(llama_folder):
     assert len(others) == flags["diversity"].sum() and all(len(text.split("Others:\n")[1].splitlines()) == 2 for text in others)
 
 
-def test_what_could_not_be_written_stays_and_comes_last(llama_folder):
-    with Endpoint(lambda body: "") as there:
+@pytest.mark.parametrize("half", [False, True])
+def test_what_could_not_be_written_stays_and_comes_last(llama_folder, half):
+    def silent(body):
+        return writes(body) if half and "new question and nothing else" in last(body) else ""
+
+    with Endpoint(silent) as there:
         made = DynamicOptimisation(by_endpoint=there.url, by_model="writer", steps=2)
         choice = made.select(pool(llama_folder, FEW))
     assert list(choice.records) == FEW
