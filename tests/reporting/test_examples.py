@@ -125,7 +125,7 @@ def test_constant_and_missing_signals_do_no_harm(tmp_path):
 
 def test_a_band_marks_what_lies_outside():
     picture = charts.dots(
-        [("above", (0.3, 0.4, 0.5)), ("in", (0.1, 0.2, 0.3)), ("be<low", (-0.2, 0.0, 0.2))], (0.1, 0.2, 0.3), "gain", "band"
+        [("above", (0.3, 0.4, 0.5)), ("in", (0.1, 0.25, 0.3)), ("be<low", (-0.2, 0.0, 0.2))], (0.1, 0.2, 0.3), "gain", "band"
     )
     assert (
         picture.count('<circle class="good"')
