@@ -221,9 +221,10 @@ def main() -> None:
         return
     kept["matrix_flops_per_second"] = matrix_limit()
     names = [name for name in CELLS if not arguments.only or name in arguments.only]
-    for _ in range(arguments.rounds):
+    done = max((cell["round"] for cells in kept.get("cells", {}).values() for cell in cells), default=0)
+    for number in range(done + 1, done + 1 + arguments.rounds):
         for name in names:
-            found = run_cell(name, arguments.data_root)
+            found = run_cell(name, arguments.data_root) | {"round": number}
             kept.setdefault("cells", {}).setdefault(name, []).append(found)
             arguments.output.write_text(json.dumps(kept, indent=1), encoding="utf-8")
             print(

@@ -23,7 +23,8 @@ def read(name: str) -> dict[str, Any]:
 
 def ratio(cells: dict[str, Any], ours: str, peer: str, key: str = "tokens_per_second") -> str:
     """Return the median ratio over rounds, and its spread."""
-    pairs = [a[key] / b[key] for a, b in zip(cells.get(ours, []), cells.get(peer, []), strict=False)]
+    theirs = {cell["round"]: cell[key] for cell in cells.get(peer, [])}
+    pairs = [cell[key] / theirs[cell["round"]] for cell in cells.get(ours, []) if cell["round"] in theirs]
     if not pairs:
         return "not measured"
     return f"**{statistics.median(pairs):.2f}** ({min(pairs):.2f} to {max(pairs):.2f})"
