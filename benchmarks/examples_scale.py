@@ -182,10 +182,10 @@ def write_page(found: dict[str, Any]) -> None:
     picture = charts.standalone(charts.lines(series, "Choosing a tenth", "records (log10)", "processor milliseconds (log10)"))
     (RESULTS / "examples_scale.svg").write_text(picture, encoding="utf-8")
     notes = ["", "Processor seconds on one core, the largest memory of the process, the data and all libraries included; other work was on the "
-             "machine. Samplers choose a tenth of made-up vectors of 384 dimensions and are exact (up to rounding). A million is extrapolated from the last "
-             "tenfold step; the vectors themselves are 1.5 GB there. Facility location in blocks of 100,000 (what the method does with larger pools, "
-             "exact within a block) grows with n beyond them: ten times the time of 100,000. The sentence encoder, takes a hundred times as "
-             "long for 100,000 texts as for 1,000.", "", "![Choosing a tenth](examples_scale.svg)"]  # fmt: skip
+             "machine. Samplers choose a tenth of made-up vectors of 384 dimensions and are exact (up to rounding). A million is extrapolated from "
+             "the last tenfold step; the vectors themselves are 1.5 GB there. Facility location in blocks of 100,000 (what the method does with "
+             "larger pools, exact within a block) grows with n beyond them: ten times the time of 100,000. The sentence encoder takes a hundred "
+             "times as long for 100,000 texts as for 1,000.", "", "![Choosing a tenth](examples_scale.svg)"]  # fmt: skip
     write_atomically(RESULTS / "examples_scale.md", "\n".join([*table, *notes]) + "\n")
 
 
@@ -213,7 +213,7 @@ def main() -> None:
             found[name][str(size)] = json.loads(done.stdout)
             print(f"{name} of {size:,}: {found[name][str(size)]['processor_seconds']:.1f} s", flush=True)
             write_atomically(file, json.dumps(found, indent=1) + "\n")
-            write_page({name: found[name] for name in CELLS if found.get(name)})
+    write_page({name: found[name] for name in CELLS if found.get(name)})
 
 
 if __name__ == "__main__":
