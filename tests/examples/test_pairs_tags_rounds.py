@@ -36,6 +36,18 @@ def test_an_example_is_read_and_not_scored(llama_folder):
     assert [found[i, i] for i in range(3)] == [0, 0, 0]
 
 
+def test_a_long_example_is_never_scored_in_the_record_s_place(llama_folder):
+    made = pool(llama_folder)
+    worker, record = made.worker(), RECORDS[2]
+    own = [label for label in shown_alone(worker, record).labels if label != -100]
+    long = [Record("chat", (Message("user", "What?"), Message("assistant", "Lamp red. " * times))) for times in (20, 1000)]
+    behind = shown_before(worker, long[0], record)
+    assert len(behind.input_ids) > worker.encoder.max_length  # the model's context holds it
+    assert [label for label in behind.labels if label != -100] == own
+    assert shown_before(worker, long[1], record) is None
+    assert utilities(made, [record], long)[0, 0] != 0 == utilities(made, [record], long)[0, 1]
+
+
 def test_stages_and_large_pools_that_make_no_sense_are_refused(llama_folder):
     with pytest.raises(UserError, match="pairs"):
         InContextUtility(most=3, count=2).select(pool(llama_folder))

@@ -16,6 +16,7 @@ from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.examples.factors.normalise import minimum_maximum
+from selectune.examples.factors.shown import after, context_length
 from selectune.examples.factors.signals import SentenceEmbedding, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, lazy_greedy
@@ -31,19 +32,9 @@ def distance(worker: Worker, pieces: list[Encoded]) -> Array:
     return found
 
 
-def shown_before(worker: Worker, example: Record, record: Record) -> Encoded:
-    """Return a record's tokens after an example, both as turns of one conversation; labels are the record's response alone."""
-    turns = (*turns_of(example), *turns_of(record))
-    whole = worker.encoder.encode(Record("chat", turns))
-    alone = worker.encoder.encode(Record("chat", turns_of(record)))
-    count = sum(label != -100 for label in alone[0].labels[1:]) if alone else 0
-    if not whole:
-        return Encoded([0, 0], [-100, -100])
-    labels = list(whole[0].labels)
-    places = [place for place, label in enumerate(labels) if label != -100]
-    for place in places[: max(len(places) - count, 0)]:
-        labels[place] = -100
-    return Encoded(whole[0].input_ids, labels)
+def shown_before(worker: Worker, example: Record, record: Record) -> Encoded | None:
+    """Return a record's tokens after an example, both as turns of one conversation; labels are the record's response alone. None: no room."""
+    return after(worker.encoder, turns_of(example), Record("chat", turns_of(record)), context_length(worker.base.model))
 
 
 def turns_of(record: Record) -> tuple[Message, ...]:
@@ -54,16 +45,18 @@ def turns_of(record: Record) -> tuple[Message, ...]:
 
 
 def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
-    """Return how much each helper, shown before it, lowers each helped record's distance: ``(helped, helpers)``; a record's help to itself is 0."""
+    """Return how much each helper, shown before it, lowers each helped record's distance: ``(helped, helpers)``; that of
+    a record to itself, and of one that leaves no room for the record, is 0."""
     worker = pool.worker()
     plain = distance(worker, [shown_alone(worker, record) for record in helped])
     found = np.zeros((len(helped), len(helpers)))
     for row, record in enumerate(helped):
-        pieces = [shown_before(worker, example, record) for example in helpers]
-        found[row] = plain[row] - distance(worker, pieces)
-        for column, example in enumerate(helpers):
-            if example.key == record.key:
-                found[row, column] = 0.0
+        pieces = {
+            column: piece
+            for column, example in enumerate(helpers)
+            if example.key != record.key and (piece := shown_before(worker, example, record)) is not None
+        }
+        found[row, list(pieces)] = plain[row] - distance(worker, list(pieces.values()))
     return found
 
 
