@@ -21,6 +21,7 @@ from selectune.evaluation.answers import Writer
 from selectune.evaluation.engine import Engine, Predictions
 from selectune.evaluation.near_ties import NearTies, Score
 from selectune.evaluation.rows import Pair, questions_of
+from selectune.models.anatomy import context_length
 from selectune.training.allocator import keep_freed_memory
 
 
@@ -40,8 +41,7 @@ class Scorer:
         self._bfloat16, self._batch_tokens, self._progress = bfloat16, batch_tokens, progress
         self._engines: dict[bool, Engine] = {}
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config = causal.config.get_text_config()
-        self.max_length = min(getattr(config, "max_position_embeddings", None) or 2048, 8192)
+        self.max_length = min(context_length(causal), 8192)
         self.questions = self.decided_again = 0
         """Questions decided so far, and those of them that were decided in fp32 after bf16."""
 

@@ -14,13 +14,14 @@ from pydantic import Field
 from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.among_answers import AmongAnswers, by_question
-from selectune.examples.factors.shown import after_shot, context_length
+from selectune.examples.factors.shown import after_shot
 from selectune.examples.factors.signals import SentenceEmbedding, Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import k_means
 from selectune.examples.method import Array, ranked
 from selectune.examples.pool import Pool
 from selectune.examples.tags import style
+from selectune.models.anatomy import context_length
 
 
 class OneShot(Signal):

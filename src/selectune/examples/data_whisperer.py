@@ -23,9 +23,9 @@ from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.examples.delift import turns_of
 from selectune.examples.factors.progress import watched
-from selectune.examples.factors.shown import context_length
 from selectune.examples.method import Array, Ranked
 from selectune.examples.pool import Pool
+from selectune.models.anatomy import context_length
 
 TOGETHER = 64
 """Prompts whose answers are asked for at once."""

@@ -16,12 +16,13 @@ from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.examples.factors.normalise import minimum_maximum
-from selectune.examples.factors.shown import after, context_length
+from selectune.examples.factors.shown import after
 from selectune.examples.factors.signals import SentenceEmbedding, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, lazy_greedy
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
+from selectune.models.anatomy import context_length
 
 
 def distance(worker: Worker, pieces: list[Encoded]) -> Array:

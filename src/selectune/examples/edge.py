@@ -17,11 +17,11 @@ from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.examples.delift import turns_of
-from selectune.examples.factors.shown import context_length
 from selectune.examples.factors.signals import ResponseLoss, Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked, ranked
 from selectune.examples.pool import Pool
+from selectune.models.anatomy import context_length
 
 
 def guided(record: Record, guideline: str) -> Record:

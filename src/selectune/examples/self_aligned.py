@@ -15,11 +15,12 @@ from pydantic import Field
 from selectune.data.records import Message, Record
 from selectune.examples.among_answers import AmongAnswers, by_question, one_each
 from selectune.examples.factors.normalise import percentile_ranks
-from selectune.examples.factors.shown import Shot, after_shot, context_length
+from selectune.examples.factors.shown import Shot, after_shot
 from selectune.examples.factors.signals import Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, ranked
 from selectune.examples.pool import Pool
+from selectune.models.anatomy import context_length
 
 
 class SelfAlignedPerplexity(Signal):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from selectune.inference.remembering import Question, Rehearsal, Remembering
+from selectune.models.anatomy import context_length
 
 if TYPE_CHECKING:
     from selectune.meter import Meter
@@ -59,7 +60,7 @@ class LocalResponder(Remembering):
         from transformers import GenerationConfig, LogitsProcessorList
 
         model, words = self.base.model, self.base.tokenizer
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+        context = context_length(model)
         limit = min(max(question.max_new_tokens for question in questions), context // 2)
         prompts = [prompt[-(context - limit) :] for prompt in prompts]
         width, device = max(map(len, prompts)), model.get_input_embeddings().weight.device

@@ -109,6 +109,11 @@ class Anatomy:
         )
 
 
+def context_length(model: Any) -> int:
+    """Return how many tokens a model's context holds."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048)
+
+
 def _count(value: Any) -> int:
     """Entries of a parameter; a packed 4-bit one remembers its true shape."""
     state = getattr(value, "quant_state", None)

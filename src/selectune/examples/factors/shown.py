@@ -41,8 +41,3 @@ def after(encoder: Any, turns: Sequence[Message], record: Record, longest: int) 
 def after_shot(encoder: Any, shot: Shot, record: Record, longest: int) -> Encoded | None:
     """Return a record's tokens behind an answered question, see :func:`after`."""
     return after(encoder, (Message("user", shot[0]), Message("assistant", shot[1])), record, longest)
-
-
-def context_length(model: Any) -> int:
-    """Return how many tokens a model's context holds."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048)
