@@ -21,7 +21,7 @@ class OSF(PEFTTuner):
 
     name: ClassVar[str] = "osf"
     paper: ClassVar[str] = (
-        "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning, 2025, arXiv 2504.07097"
+        "Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning, ICLR 2026, arXiv 2504.07097"
     )
     summary: ClassVar[str] = "Each layer's smallest singular directions train, orthogonally to the large ones (PEFT)."
     departs: ClassVar[str] = "The same share of each layer; the paper sets it by the layer's importance."

@@ -20,8 +20,9 @@ class SuperTuning(PEFTTuner):
     """The largest weights of each layer of the chosen blocks."""
 
     name: ClassVar[str] = "supertuning"
-    paper: ClassVar[str] = "Super-Tuning, arXiv 2607.09287, as in PEFT"
+    paper: ClassVar[str] = "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning, 2026, arXiv 2607.09287"
     summary: ClassVar[str] = "The largest weights of each layer, and a low-rank adapter if asked (PEFT)."
+    departs: ClassVar[str] = "Weights are chosen by their size alone, which PEFT has; the paper also scores by activations."
     learning_rate_default: ClassVar[float] = 1e-3
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.01
