@@ -6,8 +6,11 @@ required, 4 a plan exceeds a budget, 130 interrupted with a checkpoint. Does not
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,8 +78,7 @@ Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Let a hub model run code of its own.")]
 
 
-@app.command()
-def specialize(
+def _recipe_options(
     train: Train = None,
     recipe: RecipeFile = None,
     base: Base = None,
@@ -98,9 +100,36 @@ def specialize(
     output: Output = None,
     name: Name = None,
     seed: Seed = None,
-    require_retention: Annotated[bool, typer.Option(help="Exit with status 3 when something was lost.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
+) -> None:
+    """What every command that takes data or a recipe can be told; :func:`takes_a_recipe` gives it to a command."""
+
+
+def takes_a_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a recipe before its own: it is called with a dictionary of all of them, and its own by name."""
+    shared, own = (
+        list(inspect.signature(function, eval_str=True).parameters.values()) for function in (_recipe_options, command)
+    )
+    quiet = shared[-1]
+    options = [*shared[:-1], *own[1:], quiet]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        own_values = {parameter.name: given.pop(parameter.name) for parameter in own[1:]}
+        command(given, **own_values)
+
+    called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in options}
+    del called.__wrapped__  # type: ignore[attr-defined]
+    return called
+
+
+@app.command()
+@takes_a_recipe
+def specialize(
+    options: dict[str, Any],
+    require_retention: Annotated[bool, typer.Option(help="Exit with status 3 when something was lost.")] = False,
 ) -> None:
     """Train a specialist and measure, before and after, what it gained and whether anything was lost.
 
@@ -109,36 +138,16 @@ def specialize(
     from selectune import pipeline
     from selectune.reporting.terminal import show_verdict
 
-    run = pipeline.specialize(train, recipe=recipe, quiet=quiet, **_values(locals()))
+    values = _values(options | {"require_retention": require_retention})
+    run = pipeline.specialize(options["train"], recipe=options["recipe"], quiet=options["quiet"], **values)
     _finish(run, show_verdict)
 
 
 @app.command()
+@takes_a_recipe
 def plan(
-    train: Train = None,
-    recipe: RecipeFile = None,
-    base: Base = None,
-    test: Test = None,
-    form: Form = None,
-    parameters: Parameters = None,
-    examples: Examples = None,
-    policy: Policy = None,
-    benchmarks: Benchmarks = None,
-    data_root: DataRoot = None,
-    items: Items = None,
-    column: Column = None,
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    minutes: Minutes = None,
-    tokens: Tokens = None,
-    memory_gib: MemoryGib = None,
-    limit: Limit = None,
-    output: Output = None,
-    name: Name = None,
-    seed: Seed = None,
-    trust_remote_code: TrustRemoteCode = False,
+    options: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-    quiet: Quiet = False,
 ) -> None:
     """Say what a run would train, and the memory and time that training would take here; nothing is left behind.
 
@@ -148,11 +157,11 @@ def plan(
     from selectune import pipeline
     from selectune.reporting.terminal import show_plan
 
-    given = _values(locals())
+    train, recipe = options["train"], options["recipe"]
     if train is not None and recipe is None and Path(train).suffix in (".yaml", ".yml"):
         recipe, train = Path(train), None
     try:
-        predicted = pipeline.plan(train, recipe=recipe, quiet=quiet or as_json, **given)
+        predicted = pipeline.plan(train, recipe=recipe, quiet=options["quiet"] or as_json, **_values(options))
     except KeyboardInterrupt:
         typer.echo("selectune: stopped; nothing is left behind", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
