@@ -19,12 +19,8 @@ class Sharpness(Policy):
     """Sharpness-aware minimisation (SAM) over what trains."""
 
     name: ClassVar[str] = "sharpness"
-    paper: ClassVar[str] = (
-        "Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021, arXiv 2010.01412; the first part of Unknown "
-        "Domain Inconsistency Minimization for Domain Generalization, ICLR 2024, arXiv 2403.07329"
-    )
+    paper: ClassVar[str] = "Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021, arXiv 2010.01412"
     summary: ClassVar[str] = "Steps by the gradient at the worst nearby weights (SAM): two passes a step."
-    departs: ClassVar[str] = "The perturbed inputs and the inconsistency term of UDIM are left out."
 
     radius: Annotated[float, Field(ge=0)] = 0.02
     """Length of the step uphill, over all that trains; 0: plain training."""
