@@ -31,6 +31,7 @@ NEUTRAL: dict[str, dict] = {
     "half": {"share": 1.0},
     "refresh": {"every": 7},
     "sharpness": {"radius": 0.0},
+    "breadth_first": {"enough": 0.0},
     "bursts": {"steps": 0},
     "replay": {},
     "uds": {"keep": 1.0},

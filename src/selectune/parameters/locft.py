@@ -27,7 +27,7 @@ class LocFT(Searched):
     summary: ClassVar[str] = "One matrix of one block for new facts, found by trying places (LocFT-BF)."
     departs: ClassVar[str] = (
         "A place is worth what it gains on records held out, less what it costs on general conversations; the paper measures edits. The "
-        "search is a coarse scan by default. Batches without an update below a loss of 0.01, and stopping there, are the run's own affair."
+        "search is a coarse scan by default. Passing over batches that are known, and the early end, are the policy `breadth_first`."
     )
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
@@ -55,7 +55,7 @@ class LocFT(Searched):
         candidates = [(number, role.strip()) for number in numbers for role in self.modules.split("/")]
         selections = {place: self.at(context, place) for place in candidates}
         context.notes.append(
-            "Train breadth first: every record once an epoch, in shuffled batches, many epochs rather than many steps on one."
+            "Train breadth first: many epochs (25 in the paper), large batches, and the policy `breadth_first`, which ends when all is known."
         )
         if len(candidates) <= self.places:
             return self._joined(list(selections.values()))

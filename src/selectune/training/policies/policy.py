@@ -235,6 +235,10 @@ class Policy(Method, ABC):
     def after_step(self, stage: Stage) -> None:
         """Act after the optimiser has stepped; the gradients are still there."""
 
+    def done(self, stage: Stage) -> bool:
+        """Whether training may end; asked after each epoch."""
+        return False
+
     def state(self, stage: Stage) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what a checkpoint has to hold beside the weights that train and the optimiser's state."""
         return stage.tensors, stage.numbers
@@ -266,6 +270,11 @@ class Acting(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with torch.no_grad():
             self.policy.after_step(self.stage)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step < state.max_steps and self.policy.done(self.stage):
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
 
     def save(self, folder: Path) -> None:
         """Write what the policy remembers, if it does."""
