@@ -65,8 +65,18 @@ class Meter:
         self._stop = threading.Event()
         self._process = psutil.Process()
 
-    def count(self, *, forward: int = 0, backward: int = 0, flops: float = 0.0, written: int = 0, trainings: int = 0) -> None:
-        """Add tokens, operations, bytes or trainings to the stage's cost."""
+    def count(
+        self,
+        *,
+        forward: int = 0,
+        backward: int = 0,
+        flops: float = 0.0,
+        written: int = 0,
+        trainings: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Add tokens, operations, bytes, trainings or seconds that were spent elsewhere to the stage's cost."""
+        self._seconds_before += seconds
         self.cost.forward_tokens += forward
         self.cost.backward_tokens += backward
         self.cost.flops += flops

@@ -188,13 +188,15 @@ class Chain:
     """The stages of one run; each is skipped when it has ended with the same inputs.
 
     Args:
-        loaded: the recipe's base, where it is in memory already; the chain changes it.
+        loaded: the recipe's base, where it is in memory already; the chain changes it. library: where signals of records are kept for
+            several runs, see :class:`selectune.examples.Pool`.
     """
 
     run: Run
     recipe: Recipe
     quiet: bool
     loaded: Any = None
+    library: Path | None = None
     rehearsal: Any = None
     """Counts what choosing records would ask a model, instead of asking it."""
     _prints: list[str] = field(default_factory=list)
@@ -390,6 +392,7 @@ class Chain:
                 self.bfloat16,
                 self.quiet,
                 self.run.path("examples"),
+                self.library,
                 engine=self.recipe.data.engine,
                 rehearsal=self.rehearsal,
             )

@@ -117,6 +117,27 @@ def test_what_was_measured_before_a_kill_is_not_measured_again(llama_folder, tmp
     assert len(calls) == 10  # another setting is another signal
 
 
+def test_what_another_choice_measured_is_not_measured_again_and_costs_the_same(llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SECONDS", 0.0)
+    shared = {"library": tmp_path / "library"}
+    first, second = (pool(llama_folder, folder=tmp_path / name, **shared) for name in ("one", "two"))
+    found = measure(first, ResponseLoss())
+    spent = first.meter.cost.forward_tokens
+    assert spent > 0
+    assert np.array_equal(measure(first, ResponseLoss()), found) and first.meter.cost.forward_tokens == spent  # its own is free
+    monkeypatch.setattr(ResponseLoss, "measure", lambda *_: pytest.fail("measured again"))
+    half = measure(second, ResponseLoss(), RECORDS[:5])
+    assert np.array_equal(half, found[:5]) and 0 < second.meter.cost.forward_tokens < spent
+    for _ in range(2):  # each value is counted once
+        assert np.array_equal(measure(second, ResponseLoss()), found)
+        assert second.meter.cost.forward_tokens == pytest.approx(spent, abs=2)
+    with second.meter:
+        measure(pool(llama_folder, folder=tmp_path / "three", meter=second.meter, **shared), ResponseLoss())
+        second.meter.count(seconds=100)
+    taken = second.meter.cost
+    assert taken.forward_tokens == pytest.approx(2 * spent, abs=4) and taken.seconds > 100
+
+
 def test_scores_are_a_table(llama_folder, tmp_path):
     import pandas as pd
 

@@ -43,6 +43,11 @@ class Pool:
     quiet: bool = False
     folder: Path | None = None
     """Where signals are kept as they come; left out: in memory only."""
+    library: Path | None = None
+    """Where signals of this base and seed are kept for several choices, instead of in ``folder``: what another choice measured is not
+    measured again, and its cost is counted as if it were."""
+    charged: dict[Path, np.ndarray] = field(default_factory=dict)
+    """Of each part of the library: which of its values were counted already, ``(values,)`` bool."""
     engine: Literal["local", "ray"] = "local"
     """Where signals are measured: in this process, or on the machines of a Ray cluster."""
     notes: list[str] = field(default_factory=list)

@@ -80,8 +80,12 @@ def measure_base(recipe: Recipe, task: Task, data: Path, base: Base, room: Path)
     return Measured(benchmarks=[*_target(chain, task, base.model, base), *map(_bare, before)])
 
 
-def choose(recipe: Recipe, data: Path, base: Base, room: Path, fitted: Fitted) -> Choice:
-    """Choose records and entries, within the budget; only the choice itself is metered, not the tries that find the hyper-parameter it needs."""
+def choose(recipe: Recipe, data: Path, base: Base, room: Path, fitted: Fitted, library: Path | None = None) -> Choice:
+    """Choose records and entries, within the budget; only the choice itself is metered, not the tries that find the hyper-parameter it needs.
+
+    Args:
+        library: signals of the task's records that other choices measured; their cost is counted as if this one had.
+    """
     from selectune.examples import Pool
     from selectune.parameters import Selection
 
@@ -94,7 +98,7 @@ def choose(recipe: Recipe, data: Path, base: Base, room: Path, fitted: Fitted) -
 
         within = fit_knob(trying.parameters, fitted.knob, fitted.entries, count)
         recipe = recipe.model_copy(update={"parameters": within.describe()})
-    chain = Chain(open_run(room / "chosen", recipe, data), recipe, quiet=True, loaded=base)
+    chain = Chain(open_run(room / "chosen", recipe, data), recipe, quiet=True, loaded=base, library=library)
     chain.choose_examples()
     chain.choose()
     selection, form = Selection.load(chain.run.path(CHOSEN)), chain.form

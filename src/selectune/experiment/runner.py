@@ -141,8 +141,9 @@ class Runner:
         data, room = store.room("data", plan.data_keys[slot.task]), store.room(missing.where, missing.key)
         if missing.where == "choices":
             fitted = plan.fitted(slot)
+            library = store.room("signals", f"{data.name}-{recipe.seed}")
             minutes = self.protocol.choosing_minutes
-            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted), minutes)
+            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted, library), minutes)
         elif missing.where == "trials":
             chosen = store.room("choices", missing.choice_key) / jobs.CHOSEN
             empty = Trial(learning_rate=recipe.training.learning_rate or 0.0)

@@ -3,13 +3,14 @@
 Knows: how a signal is measured batch after batch with progress, here or on a cluster, how what was measured survives being killed, and how equal
 records share one measurement. Does not know: what a signal means.
 
-Kept in the pool's folder: ``signals/<signal>/part-<number>.parquet`` with the columns ``key`` (hash of the record's content) and ``value``. What is
-known is one sorted array of keys and one of values: a million records are no million objects.
+Kept in the pool's folder: ``signals/<signal>/part-<number>.parquet`` with the columns ``key`` (hash of the record's content) and ``value``, and with
+what measuring it cost. What is known is one sorted array of keys and one of values: a million records are no million objects.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 import time
@@ -30,6 +31,8 @@ from selectune.examples.pool import Pool
 Array = np.ndarray
 BATCH = 64
 """Records that are measured together."""
+COST = b"cost"
+"""Under which a part's metadata say what measuring it cost, and which choice spent it."""
 SECONDS = 5.0
 """Of measuring, after which it is written (a batch that takes longer is written at once): what a kill may lose."""
 
@@ -44,12 +47,13 @@ def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None)
     if not named:
         return np.empty(0)
     keys, first, back = np.unique(np.array(named, dtype="S64"), return_index=True, return_inverse=True)
-    folder = None if pool.folder is None else pool.folder / "signals" / _folder_name(signal)
-    values, have = _known(folder, keys, signal)
+    place = pool.library or pool.folder
+    folder = None if place is None else place / "signals" / _folder_name(signal)
+    values, have = _known(folder, keys, signal, pool)
     # by content: what is measured together depends neither on the pool's order nor on what a kill left over
     missing = [slice(start, start + BATCH) for start in range(0, len(keys), BATCH) if not have[start : start + BATCH].all()]
     unwritten: list[slice] = []
-    since = time.monotonic()
+    since, spent = time.monotonic(), _Spent(pool)
     measured = _measured(pool, signal, [[asked[place] for place in first[batch].tolist()] for batch in missing])
     try:
         for number, found in measured:
@@ -59,13 +63,42 @@ def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None)
             unwritten.append(missing[number])
             if folder is not None and time.monotonic() - since >= SECONDS:
                 ready, unwritten = unwritten, []
-                _write(folder, keys, values, ready)
+                _write(folder, keys, values, ready, spent.since_last())
                 since = time.monotonic()
     finally:  # also when it is stopped, or a record cannot be measured
         if folder is not None and values is not None and unwritten:
-            _write(folder, keys, values, unwritten)
+            _write(folder, keys, values, unwritten, spent.since_last())
     assert values is not None
     return values[back]
+
+
+class _Spent:
+    """What measuring costs, from one part that is written to the next."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool, self._owner = pool, str(pool.folder)
+        self._last = self._now()
+
+    def _now(self) -> dict[str, float]:
+        cost = self._pool.meter.cost
+        return {
+            "seconds": time.monotonic(),
+            "forward": cost.forward_tokens,
+            "backward": cost.backward_tokens,
+            "flops": cost.flops,
+        }
+
+    def since_last(self) -> dict[str, Any]:
+        """Return the cost since the last time, and whose it was."""
+        before, self._last = self._last, self._now()
+        return {name: value - before[name] for name, value in self._last.items()} | {"of": self._owner}
+
+
+def _charge(pool: Pool, spent: dict[str, Any], share: float) -> None:
+    """Count a share of what another choice spent on a part as this one's cost."""
+    if spent and spent["of"] != str(pool.folder):
+        forward, backward = round(spent["forward"] * share), round(spent["backward"] * share)
+        pool.meter.count(forward=forward, backward=backward, flops=spent["flops"] * share, seconds=spent["seconds"] * share)
 
 
 def _measured(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[int, Array]]:
@@ -93,8 +126,10 @@ def _folder_name(signal: Signal) -> str:
     return f"{re.sub(r'[^a-z0-9]+', '-', signal.shown.lower())}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
-def _known(folder: Path | None, keys: Array, signal: Signal) -> tuple[Array | None, Array]:
+def _known(folder: Path | None, keys: Array, signal: Signal, pool: Pool) -> tuple[Array | None, Array]:
     """Return the values of some keys as far as they are kept, not-a-number elsewhere, and which are; no values where none is.
+
+    What others measured is charged to the pool's meter, each value once.
 
     Args:
         keys: ``(n,)`` bytes, sorted.
@@ -113,11 +148,15 @@ def _known(folder: Path | None, keys: Array, signal: Signal) -> tuple[Array | No
         at = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
         asked = keys[at] == found
         values[at[asked]], have[at[asked]] = numbers[asked], True
+        if pool.library is not None:
+            known = pool.charged.setdefault(part, np.zeros(len(found), dtype=bool))
+            _charge(pool, json.loads((table.schema.metadata or {}).get(COST, b"{}")), float((asked & ~known).mean()))
+            known |= asked
     return values, have
 
 
-def _write(folder: Path, keys: Array, values: Array, batches: list[slice]) -> None:
-    """Add a part to what is kept."""
+def _write(folder: Path, keys: Array, values: Array, batches: list[slice], spent: dict[str, Any]) -> None:
+    """Add a part to what is kept, with what it cost."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -125,6 +164,7 @@ def _write(folder: Path, keys: Array, values: Array, batches: list[slice]) -> No
     flat = arrow.array(kept.ravel())
     column = flat if kept.ndim == 1 else arrow.FixedSizeListArray.from_arrays(flat, kept.shape[1])
     table = arrow.table({"key": np.concatenate([keys[batch] for batch in batches]).astype(str), "value": column})
+    table = table.replace_schema_metadata({COST: json.dumps(spent)})
     path = folder / f"part-{len(list(folder.glob('part-*.parquet'))):06d}.parquet"
     with written(path):
         folder.mkdir(parents=True, exist_ok=True)
