@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from selectune.examples.deal_rec import InfluenceAndEffort, Surrogate, inverse_product
+from selectune.examples.factors.curvature import moved_slope
 from selectune.examples.factors.last_block import Effort, gradients_at, last_linear, pieces_of
 from selectune.examples.factors.store import measure
 from tests.examples.test_signals import RECORDS, pool
@@ -24,7 +25,7 @@ def test_gradients_at_a_layer_and_effort_are_autograds(tiny_folders, architectur
     layer = last_linear(made.base, "value")
     weight = model.get_submodule(layer.module).weight
     _, pieces, counts = pieces_of(made.worker(), RECORDS[:5])
-    inner = {number: outward.T @ inward for number, inward, outward in gradients_at(made.worker(), pieces, layer)}
+    inner = {number: outward.T @ inward for number, _, inward, outward in gradients_at(made.worker(), pieces, layer)}
     for number in range(5):
         weight.requires_grad_(True)
         (slope,) = torch.autograd.grad(own_loss(model, made, RECORDS[number]), weight)
@@ -37,31 +38,75 @@ def test_gradients_at_a_layer_and_effort_are_autograds(tiny_folders, architectur
     assert not any(value.requires_grad for value in model.parameters())
 
 
-def test_curvature_and_influence_are_those_of_the_whole_matrix(llama_folder):
-    made = pool(llama_folder, RECORDS[:5])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+def test_curvature_and_influence_are_those_of_the_whole_matrix(tiny_folders, architecture):
+    made = pool(tiny_folders[architecture], RECORDS[:5])
     surrogate, model = Surrogate(made), made.base.model
     weight = model.get_submodule(surrogate.layer.module).weight
-    assert surrogate.layer.module.endswith("3.mlp.down_proj")
+    assert surrogate.layer.module.endswith(
+        {"llama": "3.mlp.down_proj", "gpt2": "mlp.c_proj", "gemma2": "mlp.down_proj"}[architecture]
+    )
+
+    def turned(matrix):
+        return matrix.T if architecture == "gpt2" else matrix
+
     slopes = []
     for record in RECORDS[:5]:
         weight.requires_grad_(True)
-        slopes.append(torch.autograd.grad(own_loss(model, made, record), weight)[0])
+        slopes.append(turned(torch.autograd.grad(own_loss(model, made, record), weight)[0]))
         weight.requires_grad_(False)
     assert torch.allclose(surrogate.mean_gradient(RECORDS[:5]), torch.stack(slopes).mean(0), atol=1e-5)
-    direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    direction = torch.randn(slopes[0].shape, generator=torch.Generator().manual_seed(0))
     expected = [float((slope * direction).sum()) for slope in slopes]
     assert surrogate.along(RECORDS[:5], direction) == pytest.approx(expected, rel=1e-3, abs=1e-4)
     product, plain, step = surrogate.hessian_product(RECORDS[2], direction), weight.detach().clone(), 1e-3
     with torch.no_grad():
-        weight += step * direction
+        weight += step * turned(direction)
     moved = surrogate.mean_gradient(RECORDS[2:3])
     with torch.no_grad():
-        weight.copy_(plain - step * direction)
+        weight.copy_(plain - step * turned(direction))
     difference = (moved - surrogate.mean_gradient(RECORDS[2:3])) / (2 * step)
     with torch.no_grad():
         weight.copy_(plain)
     assert torch.nn.functional.cosine_similarity(product.flatten(), difference.flatten(), dim=0) > 0.999
     assert float(product.norm() / difference.norm()) == pytest.approx(1, abs=0.02)
+
+
+def test_of_records_that_are_asked_for_often_only_the_last_block_is_computed_again(llama_folder):
+    made = pool(llama_folder, RECORDS[:5])
+    direction = torch.randn(Surrogate(made).mean_gradient(RECORDS[:5]).shape, generator=torch.Generator().manual_seed(0))
+    met: list[int] = []
+    made.base.model.get_submodule(made.base.anatomy.blocks[0].prefix + ".mlp.up_proj").register_forward_hook(
+        lambda *_: met.append(1)
+    )
+    found, passes = {}, {}
+    for often in ((), made.keys[:5], made.keys[:2]):
+        surrogate, marks = Surrogate(made, often), [len(met)]
+        found[len(often)] = [surrogate.mean_gradient(RECORDS[:5])]
+        marks.append(len(met))
+        found[len(often)] += [surrogate.hessian_product(RECORDS[place], direction) for place in (1, 0, 1)]
+        marks.append(len(met))
+        found[len(often)] += [torch.tensor(surrogate.along(RECORDS[:5], direction))]
+        passes[len(often)] = np.diff([*marks, len(met)]).tolist()
+    full = passes[0][0]
+    assert passes[0] == [full, 3, full] and passes[2][:2] == passes[5][:2] == [full, 0]
+    assert full > passes[2][2] > passes[5][2]  # what is left tries the attention out
+    for some in (5, 2):
+        for one, other in zip(found[some], found[0], strict=True):
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("finish", [lambda raw: raw, lambda raw: torch.tanh(raw / 3) * 3, lambda raw: raw * 0.25])
+def test_the_slope_of_a_loss_in_logits_and_how_it_moves_are_autograds(finish):
+    source = torch.Generator().manual_seed(0)
+    raw, moving = torch.randn(2, 5, 11, generator=source, dtype=torch.float64) * 3
+    targets = torch.randint(11, (5,), generator=source)
+
+    def slope(some):
+        return torch.func.grad(lambda one: torch.nn.functional.cross_entropy(finish(one), targets, reduction="sum"))(some)
+
+    for found, expected in zip(moved_slope(finish, raw, moving, targets), torch.func.jvp(slope, (raw,), (moving,)), strict=True):
+        assert torch.allclose(found, expected, atol=1e-9)
 
 
 def test_the_recursion_ends_at_the_damped_inverse_and_a_small_scale_is_raised():

@@ -6,7 +6,7 @@ smallest up. Does not know: how effort is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from selectune.data.chat import Encoded
+from selectune.examples.factors.curvature import hessian_product
 from selectune.examples.factors.last_block import Effort, Linear, gradients_at, last_linear, pieces_of
 from selectune.examples.factors.normalise import minimum_maximum
 from selectune.examples.factors.progress import watched
@@ -21,6 +23,9 @@ from selectune.examples.factors.store import BATCH, measure
 from selectune.examples.factors.strata import fair_shares, members, round_robin
 from selectune.examples.method import Array, Choice, ExampleMethod, ranked
 from selectune.examples.pool import Pool
+
+Name = tuple[tuple[int, ...], tuple[int, ...]]
+"""A piece's tokens and labels."""
 
 
 def inverse_product(
@@ -48,11 +53,17 @@ def inverse_product(
 
 
 class Surrogate:
-    """The base as its own surrogate: only one matrix of its last block counts."""
+    """The base as its own surrogate: only one matrix of its last block counts.
 
-    def __init__(self, pool: Pool) -> None:
-        self.worker, self.quiet = pool.worker(), pool.quiet
+    Args:
+        often: keys of records whose curvature is asked for again and again: what enters the last block, and the gradient behind it, is kept of them.
+    """
+
+    def __init__(self, pool: Pool, often: Collection[str] = ()) -> None:
+        self.worker, self.quiet, self.often = pool.worker(), pool.quiet, set(often)
         self.layer: Linear = last_linear(pool.base, "down", "attention_output")
+        self._entered: dict[Name, Tensor] = {}
+        self._pulls: dict[Name, Tensor] = {}
 
     def mean_gradient(self, records: list[Any]) -> Tensor:
         """Return the mean of the gradients of the records' mean response losses, ``(outputs, inputs)`` fp32."""
@@ -72,31 +83,32 @@ class Surrogate:
 
     def _each(self, records: list[Any]) -> Iterator[tuple[int, Tensor, Tensor]]:
         for start in watched(range(0, len(records), BATCH), "gradients of the last block", self.quiet):
-            owners, pieces, counts = pieces_of(self.worker, records[start : start + BATCH])
-            for member, inward, outward in gradients_at(self.worker, pieces, self.layer):
-                yield start + owners[member], inward, outward / counts[owners[member]]
+            batch = records[start : start + BATCH]
+            owners, pieces, counts = pieces_of(self.worker, batch)
+            names = [_name(piece) for piece in pieces]
+            known = {number: self._entered[name] for number, name in enumerate(names) if name in self._entered}
+            for number, entered, inward, outward in gradients_at(self.worker, pieces, self.layer, known):
+                owner = owners[number]
+                if batch[owner].key in self.often and number not in known:
+                    self._entered[names[number]] = entered.clone()
+                yield start + owner, inward, outward / counts[owner]
 
     def hessian_product(self, record: Any, direction: Tensor) -> Tensor:
         """Return the Hessian of a record's mean response loss in the matrix, times a direction of its shape."""
         _, pieces, counts = pieces_of(self.worker, [record])
-        model, total = self.worker.base.model, torch.zeros_like(direction)
-        module = model.get_submodule(self.layer.module)
-        turned = type(module).__name__.endswith("Conv1D")
+        total = torch.zeros_like(direction)
         for piece in pieces:
-            weight = module.weight.detach().float().requires_grad_(True)
-            labels = torch.tensor([-100, *piece.labels[1:]])[None].to(weight.device)
-            ids = torch.tensor(piece.input_ids)[None].to(weight.device)
-            narrow = self.worker.bfloat16 or model.dtype == torch.bfloat16
-            with torch.enable_grad(), torch.autocast(weight.device.type, torch.bfloat16, enabled=narrow):
-                logits = torch.func.functional_call(
-                    model, {f"{self.layer.module}.weight": weight}, kwargs={"input_ids": ids, "use_cache": False}
-                ).logits
-                loss = torch.nn.functional.cross_entropy(logits[0, :-1].float(), labels[0, 1:], reduction="sum") / counts[0]
-                (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
-                (product,) = torch.autograd.grad((slope * (direction.T if turned else direction)).sum(), weight)
-            total += product.T if turned else product
-            self.worker.meter.count(forward=len(piece.input_ids))
+            name = _name(piece)
+            entered, pull = self._entered.get(name), self._pulls.get(name)
+            product, pull = hessian_product(self.worker, piece, self.layer, direction, entered, pull)
+            if record.key in self.often:
+                self._pulls[name] = pull
+            total += product / counts[0]
         return total
+
+
+def _name(piece: Encoded) -> Name:
+    return tuple(piece.input_ids), tuple(piece.labels)
 
 
 class InfluenceAndEffort(ExampleMethod):
@@ -135,9 +147,9 @@ class InfluenceAndEffort(ExampleMethod):
     def influence(self, pool: Pool) -> Array:
         """Return how much the pool's mean loss would rise without each record, but for a constant; ``(records,)``."""
         by_key = {pool.keys[place]: pool.records[place] for place in pool.order}
-        surrogate, each = Surrogate(pool), list(by_key.values())
-        gradient = surrogate.mean_gradient([pool.records[place] for place in pool.order])
         samples = pool.generator("deal_rec").integers(len(pool), size=self.steps)
+        surrogate, each = Surrogate(pool, {pool.keys[place] for place in pool.order[samples]}), list(by_key.values())
+        gradient = surrogate.mean_gradient([pool.records[place] for place in pool.order])
 
         def product(sample: int, direction: Tensor) -> Tensor:
             return surrogate.hessian_product(pool.records[pool.order[sample]], direction)

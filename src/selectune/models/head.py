@@ -37,7 +37,7 @@ class SplitModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of some hidden states, ``(..., vocabulary)``, in the dtype of the computation."""
-        return self._finish(self.causal.get_output_embeddings()(hidden))
+        return self.finish(self.causal.get_output_embeddings()(hidden))
 
     def logits_by_words(self, hidden: Tensor, words: int) -> Iterator[Tensor]:
         """Yield the logits of some hidden states for so many words at a time, ``(..., words)``; for all at once with a head of another kind."""
@@ -47,7 +47,7 @@ class SplitModel:
             return
         for first in range(0, head.out_features, words):
             some = slice(first, first + words)
-            yield self._finish(nn.functional.linear(hidden, head.weight[some], None if head.bias is None else head.bias[some]))
+            yield self.finish(nn.functional.linear(hidden, head.weight[some], None if head.bias is None else head.bias[some]))
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor | None:
         """Return the logit of one token for each hidden state, ``(positions)`` fp32, unrounded; None with a head of another kind.
@@ -59,9 +59,10 @@ class SplitModel:
         if type(head) is not nn.Linear or not head.weight.is_floating_point():
             return None
         logits = (hidden.float() * head.weight[tokens].float()).sum(-1)
-        return self._finish(logits if head.bias is None else logits + head.bias[tokens].float())
+        return self.finish(logits if head.bias is None else logits + head.bias[tokens].float())
 
-    def _finish(self, logits: Tensor) -> Tensor:
+    def finish(self, logits: Tensor) -> Tensor:
+        """Return logits as the softmax meets them, from what the head's matrix gives; each by itself."""
         if self._scale:
             logits = logits * self._scale
         if self._divide:

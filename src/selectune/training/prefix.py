@@ -96,21 +96,15 @@ class PrefixCache:
             return
         known = bool((rows < len(self._known)).all()) and bool(self._known[rows].all())
         first = self._blocks[self._frozen]
-        hooks, patched = [], []
         if known:
-            for block in self._blocks[: self._frozen]:
-                block.forward = _pass_on  # type: ignore[method-assign]
-                patched.append(block)
-            hooks.append(first.register_forward_pre_hook(lambda module, inputs: self._give(rows, inputs)))
+            hook = first.register_forward_pre_hook(lambda module, inputs: self._give(rows, inputs))
         else:
-            hooks.append(first.register_forward_pre_hook(lambda module, inputs: self._keep(rows, inputs)))
+            hook = first.register_forward_pre_hook(lambda module, inputs: self._keep(rows, inputs))
         try:
-            yield
+            with passed_over(self._blocks[: self._frozen] if known else []):
+                yield
         finally:
-            for hook in hooks:
-                hook.remove()
-            for block in patched:
-                del block.forward
+            hook.remove()
 
     def _give(self, rows: Tensor, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self._states is not None
@@ -148,6 +142,18 @@ class PrefixCache:
             shutil.rmtree(self._shared, ignore_errors=True)
         if self._temporary is not None:
             self._temporary.cleanup()
+
+
+@contextlib.contextmanager
+def passed_over(blocks: list[nn.Module]) -> Iterator[None]:
+    """Within, these blocks compute nothing: what enters them comes out of them."""
+    for block in blocks:
+        block.forward = _pass_on  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

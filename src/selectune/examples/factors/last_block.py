@@ -1,16 +1,17 @@
 """Gradients of records at a matrix of the last block, where a backward pass is short.
 
-Knows: which linear layer of the last block plays a role, what went into it and what gradient came back to it for each record, and the effort of a
-record: the norm of the gradient that a low-rank adapter there would get. Does not know: what gradients are used for.
+Knows: which linear layer of the last block plays a role, what went into it and what gradient came back to it for each record (without the blocks
+before it, where it is known what enters the last), and the effort of a record: the norm of the gradient that a low-rank adapter there would get.
+Does not know: what gradients are used for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from selectune.data.chat import Encoded
 from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.factors.signals import Signal, Worker, pack_in_order, packs
+from selectune.training.prefix import passed_over
 
 Array = np.ndarray
 
@@ -55,38 +57,76 @@ def last_linear(base: Any, *roles: str) -> Linear:
                     expected="a base with linear layers")  # fmt: skip
 
 
-def gradients_at(worker: Worker, pieces: list[Encoded], layer: Linear) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Give each piece's number, what went into a layer ``(length, inputs)`` and the gradient of the piece's summed loss in what came out of it
-    ``(length, outputs)``, both fp32; the gradient of the layer's weight is the second's transpose times the first."""
-    model = worker.base.model
-    block = model.get_submodule(worker.base.anatomy.blocks[-1].prefix)
+@contextmanager
+def entering(base: Any, states: Tensor | None = None, met: dict[str, Tensor] | None = None) -> Iterator[None]:
+    """Within, the graph of a forward pass begins at the last block; where what enters it is given, all before it is passed over.
+
+    Args:
+        states: ``(length, hidden)``. met: takes what enters, ``(length, hidden)`` under ``entered``.
+    """
+    *before, last = (base.model.get_submodule(block.prefix) for block in base.anatomy.blocks)
+
+    def begin(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden = (inputs[0] if inputs else named["hidden_states"]).detach() if states is None else states[None]
+        if met is not None:
+            met["entered"] = hidden[0]
+        hidden = hidden.requires_grad_(True)
+        return ((hidden, *inputs[1:]), named) if inputs else (inputs, named | {"hidden_states": hidden})
+
+    hook = last.register_forward_pre_hook(begin, with_kwargs=True)
+    try:
+        with passed_over([] if states is None else before):
+            yield
+    finally:
+        hook.remove()
+
+
+class Met(NamedTuple):
+    """What a backward pass met of a piece."""
+
+    number: int
+    entered: Tensor
+    """What entered the last block, ``(length, hidden)``."""
+    inward: Tensor
+    """What went into a layer, ``(length, inputs)`` fp32."""
+    outward: Tensor
+    """The gradient of the piece's summed loss in what came out of the layer, ``(length, outputs)`` fp32; its transpose times ``inward`` is the
+    gradient of the layer's weight."""
+
+
+def gradients_at(
+    worker: Worker, pieces: list[Encoded], layer: Linear, entered: Mapping[int, Tensor] | None = None
+) -> Iterator[Met]:
+    """Give what a layer of the last block meets of each piece.
+
+    Args:
+        entered: by the number of a piece what enters the last block, as far as it is known.
+    """
+    model, known = worker.base.model, entered or {}
     groups = list(packs([len(piece.input_ids) for piece in pieces], worker.encoder.max_length))
     rows = [pack_in_order([pieces[member] for member in members]) for members in groups]
     met: dict[str, Tensor] = {}
-
-    def begin(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if inputs:
-            return (inputs[0].detach().requires_grad_(True), *inputs[1:]), named
-        return inputs, named | {"hidden_states": named["hidden_states"].detach().requires_grad_(True)}
 
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         met["in"] = inputs[0].detach()
         output.register_hook(lambda gradient: met.__setitem__("out", gradient.detach()))
 
+    blocks = len(worker.base.anatomy.blocks)
     with ExitStack() as stack:
         stack.enter_context(worker.loss.attending(rows))
-        stack.callback(block.register_forward_pre_hook(begin, with_kwargs=True).remove)
         stack.callback(model.get_submodule(layer.module).register_forward_hook(after).remove)
         for members, row in zip(groups, rows, strict=True):
-            with torch.enable_grad():
+            states = torch.cat([known[member] for member in members]) if known.keys() >= set(members) else None
+            with torch.enable_grad(), entering(worker.base, states, met):
                 worker.loss(**{key: value[None] for key, value in row.items()}).backward()
-            worker.meter.count(forward=len(row["input_ids"]), backward=len(row["input_ids"]) // len(worker.base.anatomy.blocks))
+            tokens = len(row["input_ids"])
+            worker.meter.count(forward=tokens if states is None else tokens // blocks, backward=tokens // blocks)
             inward, outward = (met[side].reshape(-1, met[side].shape[-1]).float() for side in ("in", "out"))
             if layer.outputs is not None:
                 outward = outward[:, layer.outputs]
             ends = np.cumsum([len(pieces[member].input_ids) for member in members]).tolist()
             for member, start, end in zip(members, [0, *ends[:-1]], ends, strict=True):
-                yield member, inward[start:end], outward[start:end]
+                yield Met(member, met["entered"][start:end].detach(), inward[start:end], outward[start:end])
 
 
 def pieces_of(worker: Worker, records: list[Record]) -> tuple[list[int], list[Encoded], Array]:
@@ -111,7 +151,7 @@ class Effort(Signal):
         layer = last_linear(worker.base, "value")
         owners, pieces, counts = pieces_of(worker, records)
         found: dict[int, Tensor] = {}
-        for member, inward, outward in gradients_at(worker, pieces, layer):
+        for member, _, inward, outward in gradients_at(worker, pieces, layer):
             side = self.input_side(inward.shape[1]).to(inward.device)
             gradient = outward.T @ (inward @ side.T)
             found[owners[member]] = found[owners[member]] + gradient if owners[member] in found else gradient
