@@ -7,6 +7,8 @@ from selectune.errors import UserError
 from selectune.experiment import protocol
 from selectune.experiment.budget import Facts, entries_of, fit, fit_examples, fit_knob
 from selectune.experiment.lines import MethodLine
+from selectune.experiment.plan import ENTRIES, Plan, Slot
+from selectune.experiment.store import Choice, Store, Trial
 
 GOOD = """name: small
 tasks:
@@ -69,6 +71,31 @@ def test_learning_rates_come_from_the_nearest_place(tmp_path):
     rates = {line.name: loaded.rates(line) for line in loaded.lines()}
     assert rates["random"] == [0.1] and rates["lora"] == [0.2, 0.3] and rates["gradient"] == [0.4]
     assert load(tmp_path).rates(MethodLine(name="x", form="lora")) == [1e-3]
+
+
+@pytest.mark.parametrize(
+    ("best", "widen", "tried"),
+    [(0.04, 2, [0.01, 0.02, 0.04, 0.08]), (0.04, 1, [0.01, 0.02, 0.04]), (0.02, 3, [0.01, 0.02, 0.04]), (0.0025, 1, [0.005, 0.01, 0.02]),
+     (0.02, 0, [0.01, 0.02])],
+)  # fmt: skip
+def test_a_grid_grows_while_the_best_is_at_its_edge(tmp_path, best, widen, tried):
+    (tmp_path / "lamps.jsonl").write_text('{"question": "Which lamp?", "answer": "The red one."}\n')
+    changes = {"file": ("lamps.jsonl", str(tmp_path / "lamps.jsonl")),
+               "rates": ("training:", f"learning_rates: [0.01, 0.02]\nwiden: {widen}\ntraining:")}  # fmt: skip
+    loaded = load(tmp_path, **changes)
+    plan = Plan(loaded, FACTS, Store(tmp_path / "runs"))
+    slot = Slot(ENTRIES, next(line for line in loaded.lines() if line.name == "random"), "lamps", 0.1, 0)
+    choice = Choice(form={"method": "full"}, parameters={"method": "random"})
+    plan.store.write("choices", plan.choice_key(slot), choice)
+    while (missing := plan.next(slot)) is not None and missing.where == "trials":
+        rate = missing.recipe.training.learning_rate
+        loss = None if rate > 0.1 else abs(rate - best)  # training breaks down at large rates
+        plan.store.write(
+            "trials", missing.key, Trial(learning_rate=rate, dev_loss=loss, failed=None if loss is not None else "not finite")
+        )
+    assert sorted(plan.trials(slot, choice)) == tried
+    assert plan.pieces(slot)["trials"] == 0 and missing.where == "cells"
+    assert plan.best(slot)[1].learning_rate == min(tried, key=lambda rate: abs(rate - best))
 
 
 def test_steps_alone_are_so_many_steps(tmp_path):

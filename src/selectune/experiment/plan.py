@@ -6,6 +6,7 @@ Does not know: how a piece is done; it reads what is there.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -140,18 +141,25 @@ class Plan:
         """Return the trials of a cell by learning rate, each with its key and what is known of it; or why there can be none."""
         rates, steps = self.protocol.rates(slot.line), None
         if slot.table == RESOURCES:
-            found = self.steps_within(slot)
-            if isinstance(found, str):
-                return found
-            best, steps = found
-            rates = [best]
+            within = self.steps_within(slot)
+            if isinstance(within, str):
+                return within
+            rates, steps = [within[0]], within[1]
         elif slot.seed != self.protocol.seeds[0]:
             first = self.best(Slot(ENTRIES, slot.line, slot.task, slot.budget, self.protocol.seeds[0]))
             if isinstance(first, str):
                 return f"no learning rate: the first seed: {first}"
             rates = [first[1].learning_rate]
-        keys = {rate: self.trial_key(slot, choice, rate, steps) for rate in rates}
-        return {rate: (key, self.store.read(Trial, "trials", key)) for rate, key in keys.items()}
+        found = {rate: self._trial(slot, choice, rate, steps) for rate in rates}
+        for _ in range(self.protocol.widen):
+            further = _beyond({rate: trial for rate, (_, trial) in found.items()})
+            if further is not None:
+                found[further] = self._trial(slot, choice, further, steps)
+        return found
+
+    def _trial(self, slot: Slot, choice: Choice, rate: float, steps: int | None) -> tuple[str, Trial | None]:
+        key = self.trial_key(slot, choice, rate, steps)
+        return key, self.store.read(Trial, "trials", key)
 
     def best(self, slot: Slot) -> tuple[str, Trial] | str:
         """Return the trial of the lowest development loss and its key, or why there is none (yet)."""
@@ -255,6 +263,7 @@ class Plan:
         choice = self.store.read(Choice, "choices", self.choice_key(slot))
         found = self.trials(slot, choice) if choice is not None and not choice.failed else {}
         known = 0 if isinstance(found, str) else sum(trial is not None for _, trial in found.values())
+        rates = max(rates, len(found)) if first and not isinstance(found, str) else rates
         best = self.best(slot)
         measured = not isinstance(best, str) and self.store.file("cells", self.cell_key(slot, best[0])).exists()
         return {"choices": int(choice is None), "trials": rates - known, "cells": int(not measured)}
@@ -292,6 +301,19 @@ class Plan:
             "table": slot.table, "method": slot.line.name, "task": slot.task, "budget": slot.budget, "seed": slot.seed, "grid": grid,
             "budget_entries": self.entries(slot), "records": choice.records, "tokens": choice.tokens, "kept": choice.kept,
         })  # fmt: skip
+
+
+def _beyond(trials: dict[float, Trial | None]) -> float | None:
+    """Return the learning rate beyond the edge of a grid at which the lowest development loss is; None where it is inside, or not yet known."""
+    losses = {rate: math.inf if trial.dev_loss is None else trial.dev_loss for rate, trial in trials.items() if trial is not None}
+    if len(losses) < max(2, len(trials)):
+        return None
+    rates = sorted(losses)
+    best = min(rates, key=lambda rate: losses[rate])
+    if losses[best] == math.inf or best not in (rates[0], rates[-1]):
+        return None
+    beside = rates[1] if best == rates[0] else rates[-2]
+    return float(f"{best * best / beside:.6g}")
 
 
 NOT_RUN = "not run"

@@ -111,6 +111,8 @@ class Protocol(Section):
     """The first also tunes the learning rate. Random records have seeds of their own (``controls.random_seeds``)."""
     learning_rates: dict[str, list[Rate]] = Field(default_factory=dict)
     """One grid for all, or one by form or by method; left out: the form's default alone."""
+    widen: Annotated[int, Field(ge=0)] = 0
+    """So many learning rates are tried beyond a grid, at its own ratio, while the best is at its edge."""
     training: Training = Field(default_factory=Training)
     tables: Tables = Field(default_factory=Tables)
     choosing_minutes: Annotated[float, Field(gt=0)] | None = None
