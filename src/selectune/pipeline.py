@@ -398,8 +398,7 @@ class Chain:
             )
             choice = self.examples.select(pool)
             write_scores(self.run.path("scores.parquet"), pool, choice.signals, choice.places, choice.reasons)
-            as_they_train = choice.records or records
-            kept = [as_they_train[place] for place in sorted(choice.places.tolist())]
+            kept = [record for _, record in sorted(choice.as_they_train(records).items())]
             data.records_to_file(kept, self.run.path("data", "chosen.jsonl"))
             told = {"pool": len(records), "chosen": len(kept), "notes": pool.notes}
             self.run.write("examples.json", {"method": self.examples.describe(), **told})

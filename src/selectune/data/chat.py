@@ -6,7 +6,7 @@ the conversation turn by turn; what happens to records that are too long. Does n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selectune.data.records import Message, Record
@@ -17,10 +17,11 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of one record; ``labels`` are the same tokens, or -100 where nothing is learnt."""
+    """Tokens of one record; ``labels`` are the same tokens, or -100 where nothing is learnt; ``weight`` is that of their losses."""
 
     input_ids: list[int]
     labels: list[int]
+    weight: float = 1.0
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Encoder:
                     continue
                 piece = Encoded(piece.input_ids[: self.max_length], piece.labels[: self.max_length])
             if any(label != IGNORE for label in piece.labels[1:]):
-                kept.append(piece)
+                kept.append(piece if record.weight == 1 else replace(piece, weight=record.weight))
         return kept
 
     def _conversation(self, record: Record) -> Encoded:

@@ -25,17 +25,19 @@ def pack(encoded: list[Encoded], max_length: int, packing: bool = True, pad_id: 
     record is split. Padding is a record of its own at the end, whose labels are -100.
 
     Returns:
-        ``input_ids``, ``labels`` and ``position_ids``, each int64 of shape ``(max_length,)``; unpacked, each record has its own length.
+        ``input_ids``, ``labels`` and ``position_ids``, each int64 of shape ``(max_length,)``; unpacked, each record has its own length. Where some
+        record has a weight that is not 1, also ``weights``, fp32: each token has its record's.
 
     Raises:
         ValueError: a record is longer than ``max_length``.
     """
     if any(len(record.input_ids) > max_length for record in encoded):
         raise ValueError(f"a record is longer than {max_length} tokens")
+    weighted = any(record.weight != 1 for record in encoded)
     if not packing:
-        return [_fill([record], len(record.input_ids), 0) for record in encoded]
+        return [_fill([record], len(record.input_ids), 0, weighted) for record in encoded]
     bins = _best_fit([len(record.input_ids) for record in encoded], max_length)
-    return [_fill([encoded[index] for index in members], max_length, pad_id or 0) for members in bins]
+    return [_fill([encoded[index] for index in members], max_length, pad_id or 0, weighted) for members in bins]
 
 
 def stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -100,20 +102,19 @@ def _best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def _fill(records: list[Encoded], length: int, pad_id: int) -> dict[str, Tensor]:
+def _fill(records: list[Encoded], length: int, pad_id: int, weighted: bool) -> dict[str, Tensor]:
     ids: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
+    weights: list[float] = []
     for record in records:
         ids += record.input_ids
         labels += [IGNORE, *record.labels[1:]]  # the first token of a record is predicted by no other
         positions += range(len(record.input_ids))
+        weights += [record.weight] * len(record.input_ids)
     padding = length - len(ids)
     ids += [pad_id] * padding
     labels += [IGNORE] * padding
     positions += range(padding)
-    return {
-        "input_ids": torch.tensor(ids),
-        "labels": torch.tensor(labels),
-        "position_ids": torch.tensor(positions),
-    }
+    row = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "position_ids": torch.tensor(positions)}
+    return row | {"weights": torch.tensor(weights + [0.0] * padding)} if weighted else row

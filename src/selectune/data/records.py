@@ -38,6 +38,8 @@ class Record:
     answer: int = -1
     source: str = ""
     line: int = 0
+    weight: float = 1.0
+    """Of its tokens' losses in training; no part of the content."""
 
     @cached_property
     def key(self) -> str:

@@ -167,7 +167,7 @@ class LearningWithLess(Asking, ExampleMethod):
                 "student's uncertainty": uncertainty,
                 "kept": kept.astype(np.float64),
             },
-            weights=chosen / chosen.mean() if chosen.any() else np.ones(len(places)),
+            weights=chosen / chosen[chosen > 0].mean() if chosen.any() else np.ones(len(places)),
             records=records,
         )
 

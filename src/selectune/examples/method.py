@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -32,9 +32,20 @@ class Choice:
     reasons: dict[int, str] = field(default_factory=dict)
     """Of single records, where a method has more to say than its signals."""
     weights: Array | None = None
-    """Of the chosen records in training, where a method weighs them."""
+    """Of the losses of the chosen records in training, ``(n,)``, on average 1, where a method weighs them; 0 leaves a record out."""
     records: Sequence[Record] | None = None
     """The pool as it trains, ``(records,)``, where a method changes records; left out: as it is."""
+
+    def as_they_train(self, pool: Sequence[Record]) -> dict[int, Record]:
+        """Return the records that train by their place in the pool, each with its weight, in the order in which they were chosen."""
+        places = self.places.tolist()
+        weights = [1.0] * len(places) if self.weights is None else self.weights.tolist()
+        records = pool if self.records is None else self.records
+        return {
+            place: records[place] if weight == 1 else replace(records[place], weight=weight)
+            for place, weight in zip(places, weights, strict=True)
+            if weight > 0
+        }
 
 
 class ExampleMethod(Method, ABC):

@@ -76,15 +76,18 @@ def choose_examples(
     made, pool = _method_and_pool(data, method, target, base, folder, columns, seed, quiet, settings)
     pool.engine = engine
     choice = made.select(pool)
-    as_it_trains = pool if choice.records is None else pool.of(choice.records)
-    kept = [as_it_trains.records[place] for place in choice.places.tolist()]
+    kept = list(choice.as_they_train(pool.records).values())
+    if choice.weights is not None:
+        pool.notes.append(
+            "the records' weights act in a run alone (`selectune specialize --examples`); a file of records holds none"
+        )
     if out is not None:
         with written(out):
             write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
     if scores is not None:
         with written(scores):
             write_scores(Path(scores), pool, choice.signals, choice.places, choice.reasons)
-    return Selected(len(pool), len(kept), int(as_it_trains.tokens[choice.places].sum()), pool.notes, kept)
+    return Selected(len(pool), len(kept), int(pool.of(kept).tokens.sum()), pool.notes, kept)
 
 
 def count_questions(

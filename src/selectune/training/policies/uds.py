@@ -92,7 +92,9 @@ class UtilityAndDiversity(Policy):
         training = stage.whole.training
         stage.whole.eval()
         with last_states(stage.whole) as found:
-            stage.whole(**batch, weights=torch.zeros_like(batch["labels"], dtype=torch.float32))  # nothing meets the vocabulary
+            stage.whole(
+                **{**batch, "weights": torch.zeros_like(batch["labels"], dtype=torch.float32)}
+            )  # nothing meets the vocabulary
         stage.whole.train(training)
         stage.meter.count(forward=batch["input_ids"].numel())
         states = found[-1].flatten(0, 1)
@@ -196,12 +198,14 @@ def repacked(batch: Batch, spans: Spans, alone: bool = False) -> Batch:
     """Return some records of a batch as a batch of their own, in as few and as short sequences as hold them.
 
     Args:
-        batch: ``input_ids``, ``labels``, ``position_ids``, ``(sequences, length)`` int64. spans: of the records, in all sequences laid end to end.
+        batch: ``input_ids``, ``labels``, ``position_ids``, ``(sequences, length)`` int64, and ``weights`` where records have any. spans: of the
+            records, in all sequences laid end to end.
         alone: each record stays a sequence.
     """
     device, width = batch["input_ids"].device, batch["input_ids"].shape[1]
     ids, labels = (batch[key].reshape(-1).tolist() for key in ("input_ids", "labels"))
-    pieces = [Encoded(ids[a:b], labels[a:b]) for a, b in spans]
+    weights = batch["weights"].reshape(-1).tolist() if "weights" in batch else [1.0] * len(ids)
+    pieces = [Encoded(ids[a:b], labels[a:b], weights[a]) for a, b in spans]
     rows = pack(pieces, width, packing=False)
     if not alone:
         total, longest = sum(b - a for a, b in spans), max(b - a for a, b in spans)
