@@ -305,7 +305,8 @@ class Chain:
             self.run.write("data.json", prepared.summary)
 
         hashes = data.input_hashes(self.recipe.data)
-        ran = self.stage("prepare", {"data": self.recipe.data.model_dump(), "hashes": hashes, "e": settings.benchmarks}, work)
+        told = self.recipe.data.model_dump(exclude={"engine"})  # where signals are measured changes none
+        ran = self.stage("prepare", {"data": told, "hashes": hashes, "e": settings.benchmarks}, work)
         if ran and not self.quiet:
             show_data(self.run.read("data.json", DataSummary))
 

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 import selectune
+from selectune import recipe as recipes
 from selectune.cli import app
 from selectune.data import records_from_file
 from selectune.errors import UserError
@@ -63,6 +64,21 @@ def test_a_run_trains_on_what_was_chosen(pool_file, tmp_path, llama_folder):
     assert records_from_file(again.path("data", "chosen.jsonl")) == chosen
     plain = selectune.specialize(str(pool_file), name="plain", quiet=True, **values)
     assert not Run.open(plain.folder).has("data/chosen.jsonl")
+
+
+def test_where_signals_are_measured_changes_no_run(pool_file, tmp_path, llama_folder):
+    values = {"base": str(llama_folder), "form": "full", "training": {"max_steps": 1, "evaluations": 0, "batch_sequences": 2},
+              "evaluation": {"benchmarks": [], "forgetting": False, "samples": 0, "target": "off"}, "output": str(tmp_path)}  # fmt: skip
+    run = selectune.specialize(str(pool_file), examples="longest:count=6", name="here", quiet=True, **values)
+    stages = ("prepare", "choose_examples", "train")
+    before = [run.path("stages", f"{stage}.json").stat().st_mtime_ns for stage in stages]
+    for engine, system, again in (("ray", None, False), ("local", "Be brief.", True)):
+        recipe = run.recipe
+        recipe.data.engine, recipe.data.system = engine, system
+        run.path("recipe.yaml").write_text(recipes.dump(recipe))
+        selectune.resume(run.folder, quiet=True)
+        after = [run.path("stages", f"{stage}.json").stat().st_mtime_ns for stage in stages]
+        assert [new != old for new, old in zip(after, before, strict=True)] == [again] * 3
 
 
 def test_a_full_disk_is_one_line_and_what_was_measured_is_kept(pool_file, tmp_path, llama_folder, monkeypatch):
