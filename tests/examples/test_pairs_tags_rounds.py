@@ -6,7 +6,8 @@ import torch
 
 from selectune.data import Message, Record
 from selectune.errors import UserError
-from selectune.examples.delift import InContextUtility, distance, guessed, shown_alone, shown_before, utilities
+from selectune.examples.delift import InContextUtility, distance, guessed, utilities
+from selectune.examples.factors.shown import shown_alone, shown_before
 from selectune.examples.refined import Refined, reweighed
 from selectune.examples.tags import complexity_first, style
 from tests.contracts.test_examples import no_download  # noqa: F401

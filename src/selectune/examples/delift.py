@@ -13,16 +13,15 @@ import torch
 from pydantic import Field
 
 from selectune.data.chat import Encoded
-from selectune.data.records import Message, Record
+from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.factors.normalise import minimum_maximum
-from selectune.examples.factors.shown import after
+from selectune.examples.factors.shown import shown_alone, shown_before
 from selectune.examples.factors.signals import SentenceEmbedding, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, lazy_greedy
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
-from selectune.models.anatomy import context_length
 
 
 def distance(worker: Worker, pieces: list[Encoded]) -> Array:
@@ -31,18 +30,6 @@ def distance(worker: Worker, pieces: list[Encoded]) -> Array:
     for number, logs in enumerate(worker.log_probabilities(pieces)):
         found[number] = np.sqrt(np.mean((1 - np.exp(logs.astype(np.float64))) ** 2)) if len(logs) else 1.0
     return found
-
-
-def shown_before(worker: Worker, example: Record, record: Record) -> Encoded | None:
-    """Return a record's tokens after an example, both as turns of one conversation; labels are the record's response alone. None: no room."""
-    return after(worker.encoder, turns_of(example), Record("chat", turns_of(record)), context_length(worker.base.model))
-
-
-def turns_of(record: Record) -> tuple[Message, ...]:
-    """Return a record as turns of a conversation that others may stand before; system messages are left out."""
-    if record.kind == "text":
-        return Message("user", "Continue."), Message("assistant", record.text)
-    return tuple(message for message in record.messages if message.role != "system")
 
 
 def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
@@ -59,12 +46,6 @@ def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
         }
         found[row, list(pieces)] = plain[row] - distance(worker, list(pieces.values()))
     return found
-
-
-def shown_alone(worker: Worker, record: Record) -> Encoded:
-    """Return a record's tokens by itself, in the form in which it follows an example."""
-    pieces = worker.encoder.encode(Record("chat", turns_of(record)))
-    return pieces[0] if pieces else Encoded([0, 0], [-100, -100])
 
 
 def guessed(known: Array, rows: Array, columns: Array, seed: int, hidden: int = 64, epochs: int = 60) -> Array:

@@ -16,7 +16,7 @@ from pydantic import Field
 from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
-from selectune.examples.delift import turns_of
+from selectune.examples.factors.shown import turns_of
 from selectune.examples.factors.signals import ResponseLoss, Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked, ranked

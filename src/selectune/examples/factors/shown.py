@@ -1,6 +1,6 @@
 """A record as it looks after an example: one shot of it.
 
-Knows: how earlier turns come before a record's own conversation, and that only the record's response is learnt or scored.
+Knows: a record as turns of a conversation, how earlier turns come before it, and that only the record's response is learnt or scored.
 Does not know: which example, or what is concluded.
 """
 
@@ -12,6 +12,8 @@ from typing import Any
 
 from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
+from selectune.examples.factors.signals import Worker
+from selectune.models.anatomy import context_length
 
 Shot = tuple[str, str]
 """A question and an answer to it."""
@@ -41,3 +43,21 @@ def after(encoder: Any, turns: Sequence[Message], record: Record, longest: int) 
 def after_shot(encoder: Any, shot: Shot, record: Record, longest: int) -> Encoded | None:
     """Return a record's tokens behind an answered question, see :func:`after`."""
     return after(encoder, (Message("user", shot[0]), Message("assistant", shot[1])), record, longest)
+
+
+def shown_before(worker: Worker, example: Record, record: Record) -> Encoded | None:
+    """Return a record's tokens after an example, both as turns of one conversation; labels are the record's response alone. None: no room."""
+    return after(worker.encoder, turns_of(example), Record("chat", turns_of(record)), context_length(worker.base.model))
+
+
+def shown_alone(worker: Worker, record: Record) -> Encoded:
+    """Return a record's tokens by itself, in the form in which it follows an example."""
+    pieces = worker.encoder.encode(Record("chat", turns_of(record)))
+    return pieces[0] if pieces else Encoded([0, 0], [-100, -100])
+
+
+def turns_of(record: Record) -> tuple[Message, ...]:
+    """Return a record as turns of a conversation that others may stand before; system messages are left out."""
+    if record.kind == "text":
+        return Message("user", "Continue."), Message("assistant", record.text)
+    return tuple(message for message in record.messages if message.role != "system")
