@@ -53,7 +53,9 @@ def test_the_least_helped_are_kept_and_the_easiest_can_come_last(llama_folder, t
     chosen = GuidelineEffectiveness(count=3, guideline="Lamps: red.").select(made).places
     assert set(chosen.tolist()) == set(np.argsort(signals["guideline effectiveness"])[:3].tolist())
     easy = set(np.argsort(signals["loss"])[:5].tolist())
-    assert not easy & set(GuidelineEffectiveness(count=5, guideline="Lamps: red.", easiest=0.5).select(made).places.tolist())
+    for keep in ("lowest", "highest"):
+        method = GuidelineEffectiveness(count=5, guideline="Lamps: red.", easiest=0.5, keep=keep)
+        assert not easy & set(method.select(made).places.tolist())
     (tmp_path / "guide.txt").write_text("Lamps: red.")
     assert np.array_equal(GuidelineEffectiveness(guideline=str(tmp_path / "guide.txt")).score(made)["order"], signals["order"])
     assert RECORDS[0].question in "".join(GuidelineEffectiveness(examples=4).text(made))

@@ -71,14 +71,21 @@ def test_exchanges_lower_the_transport_and_stay_above_the_optimum(seed):
     assert single >= values[-1] - 1e-9  # with all candidates tried no exchange is left that helps
 
 
+def test_with_one_candidate_a_side_the_worst_goes_the_best_outside_comes_and_none_twice():
+    vectors, target = np.array([[0.0], [5], [6], [7], [8], [9]]), np.linspace(0, 0.05, 6)[:, None]
+    chosen, values = exchanged(Costs(vectors, target, np.ones(6), 0.0), np.array([0, 4, 5]), 10, 1)
+    assert sorted(chosen.tolist()) == [0, 1, 2] and len(values) == 3  # twice the nearest would be less, and is no choice
+
+
 def test_the_target_itself_is_no_transport():
     points = np.random.default_rng(3).normal(size=(10, 3))
     costs = Costs(points, points, np.ones(10), 0.0)
     assert exact(costs.of(exchanged(costs, begun(costs, 10), 10, 3)[0]))[0] == pytest.approx(0, abs=1e-9)
 
 
-def test_estimates_are_the_largest_dual_value_of_a_new_record():
-    costs = problem(12, 9, 5)
+@pytest.mark.parametrize("covered", [9, 10, 11])
+def test_estimates_are_the_largest_dual_value_of_a_new_record(covered):
+    costs = problem(12, covered, 5)
     everything, chosen = costs.of(np.arange(12)), np.array([2, 5, 7])
     inside = everything[chosen]
     _, potentials = exact(inside)
@@ -88,9 +95,12 @@ def test_estimates_are_the_largest_dual_value_of_a_new_record():
         least = reduced[rows].min(0)
         own = np.array([1]) if place == 5 else None
         found = estimates(everything[[place]], inside, potentials, own)[0]
-        left = everything[place] - least  # maximise y / 3 - sum of t / 9 with t_j >= y - left_j, t_j >= 0
+        left = everything[place] - least  # maximise y / 3 - sum of t / covered with t_j >= y - left_j, t_j >= 0
         bound = linprog(
-            [-1 / 3, *np.full(9, 1 / 9)], np.c_[np.ones(9), -np.eye(9)], left, bounds=[(None, None), *[(0, None)] * 9]
+            [-1 / 3, *np.full(covered, 1 / covered)],
+            np.c_[np.ones(covered), -np.eye(covered)],
+            left,
+            bounds=[(None, None), *[(0, None)] * covered],
         )
         assert found == pytest.approx(-bound.fun, abs=1e-9)
 
@@ -112,3 +122,16 @@ def test_classes_get_the_targets_shares_and_effort_counts(llama_folder):
     plain, heavy = (GroupTransport(count=3, effort=weight).select(made).places for weight in (0, 50))
     effort = measure(made, Effort())
     assert effort[heavy].mean() > effort[plain].mean() and len(heavy) == len(plain) == 3
+    assert effort.argmax() in heavy
+
+
+def test_what_the_group_leaves_of_a_budget_is_filled_by_cost(llama_folder):
+    def record(i, answer):
+        return Record("chat", (Message("user", "What lamp? " + "The lazy dog. " * (i % 7)), Message("assistant", answer)))
+
+    records = [record(i, "lamp " * 30 + str(i)) for i in range(4)] + [record(i, f"Fault {i}.") for i in range(10, 18)]
+    made = pool(llama_folder, records, target=records[:4])
+    choice = GroupTransport(fraction=0.35, by="tokens", effort=0).select(made)
+    short = choice.places[choice.places >= 4]
+    cost = choice.signals["mean cost"][short]
+    assert len(short) > 3 and (np.diff(cost) >= 0).all() and cost[-1] > cost[0]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import zscore
 
 from selectune.data import Message, Record
 from selectune.examples.factors.store import measure
@@ -123,10 +124,20 @@ def test_classes_share_equally_with_labels_and_without(llama_folder):
         )
 
     records = [labelled(i) for i in range(12)]
-    choice = ProbeInfluence(count=6).select(pool(llama_folder, records, target=records[:4]))
+    method, made = ProbeInfluence(count=6), pool(llama_folder, records, target=records[:4])
+    choice = method.select(made)
     assert sum(records[place].answer for place in choice.places) == 3
+    vectors, labels = measure(made, method.signal()).astype(np.float64), np.array([record.answer for record in records])
+    features = np.c_[zscore(vectors), np.ones(12)]  # of one scale, and with an intercept
+    probe = Probe(features, labels, 2, method.weight)
+    expected = probe.influence(features, labels, features[:4], labels[:4])
+    assert choice.signals["influence on the target's loss"] == pytest.approx(
+        expected, rel=1e-3, abs=1e-4 * np.abs(expected).max()
+    )
     made = pool(llama_folder, target=RECORDS[:4])
     free = ProbeInfluence(count=6, clusters=3).select(made)
+    own, asked = ProbeInfluence(clusters=3).classes(made)
+    assert np.array_equal(own[:4], asked) and len(set(own.tolist())) == 3  # the target's records are in the pool
     assert len({int(free.signals["class"][place]) for place in free.places}) == 3
     signal = free.signals["influence on the target's loss"]
     for group in range(3):
