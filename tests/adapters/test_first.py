@@ -1,5 +1,7 @@
 """FiRST: the faithful-if lines of the card."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -47,6 +49,29 @@ def test_the_blocks_that_are_skipped_stay_the_same_while_text_is_generated(llama
     for _ in range(6):
         text = torch.cat([text, model(input_ids=text, use_cache=False).logits[:, -1:].argmax(-1)], 1)
     assert torch.equal(told, text)
+
+
+@torch.no_grad()
+def test_what_no_record_keeps_is_not_computed_and_the_result_is_the_same(llama_folder):
+    model, routers = routed(llama_folder, "first:first_blocks=1")
+    ids, seen = torch.arange(3, 43).view(2, 20), []
+    model.model.layers[2].mlp.up_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel() // 64))
+    router = routers["model.layers.2"]
+    positions = torch.cat([torch.arange(12), torch.arange(8)]).expand(2, -1)
+    records = (positions == 0).cumsum(1)
+    some = torch.stack([records[0] == 2, records[1] == 1]).float()
+    for gate, tokens in ((torch.zeros(2, 20), []), (some, [20]), (torch.ones(2, 20), [40])):
+        router.decide = lambda states, positions, gate=gate: gate
+        router.narrowed = lambda layer, gate: nullcontext()
+        router.returns = None  # as before the first call: computed, and left out
+        whole = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        del router.narrowed
+        seen.clear()
+        assert torch.allclose(model(input_ids=ids, position_ids=positions, use_cache=False).logits, whole, atol=1e-5, rtol=0)
+        assert seen == tokens
+        if not gate.any():
+            assert torch.equal(model(input_ids=ids, position_ids=positions, use_cache=False).logits, whole)
+    assert "forward" not in model.model.layers[2].mlp.__dict__
 
 
 def test_routers_train_first_and_stay_bit_for_bit_afterwards(tmp_path, llama_folder, monkeypatch):

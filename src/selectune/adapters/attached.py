@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,9 +45,9 @@ class Attachment(nn.Module):
     def after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         """Act on what comes out of the layer; None leaves it."""
 
-    def after_call(self, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-        """Likewise, for what needs to know what was given by name."""
-        return self.after(layer, inputs, output)
+    def around(self, layer: nn.Module, forward: Callable[..., Any], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Act in the layer's place, which ``forward`` computes."""
+        return forward(*inputs, **keywords)
 
     def fold(self, layer: nn.Module) -> Tensor | None:
         """Put the attachment into the layer's weight, in place.
@@ -63,8 +63,11 @@ class Attachment(nn.Module):
     def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return self.before(layer, inputs) if self.enabled else None
 
-    def _after(self, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
-        return self.after_call(layer, inputs, keywords, output) if self.enabled else None
+    def _after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return self.after(layer, inputs, output) if self.enabled else None
+
+    def _around(self, layer: nn.Module, forward: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
+        return self.around(layer, forward, inputs, keywords) if self.enabled else forward(*inputs, **keywords)
 
 
 class AttachedForm(Form):
@@ -124,7 +127,9 @@ def attach(layer: nn.Module, one: Attachment) -> None:
     """Put an attachment beside a layer."""
     layer.add_module(BESIDE, one.to(next(layer.parameters()).device))
     layer.register_forward_pre_hook(one._before)
-    layer.register_forward_hook(one._after, with_kwargs=True)
+    layer.register_forward_hook(one._after)
+    if type(one).around is not Attachment.around:
+        layer.forward = partial(one._around, layer, layer.forward)  # type: ignore[method-assign]
 
 
 def attachments(model: nn.Module) -> dict[str, Attachment]:

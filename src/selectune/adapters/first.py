@@ -6,6 +6,8 @@ Knows: routers of whole blocks and the adapters beside their layers. Does not kn
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -31,8 +33,8 @@ class FiRST(AttachedForm):
         "Routers that decide for each sequence whether a block is computed, and low-rank adapters (with the policy `first`)."
     )
     departs: ClassVar[str] = (
-        "Decisions are hard in training too, with the gradient of the soft ones: training then sees what is served. A skipped block is computed "
-        "and left out. No code was found; the form of the cost is ours."
+        "Decisions are hard in training too, with the gradient of the soft ones: training then sees what is served. Of a batch in which some "
+        "records skip a block, all attend, and those that keep it go through the MLP. No code was found; the form of the cost is ours."
     )
     learning_rate_default: ClassVar[float] = 1e-3
 
@@ -59,8 +61,48 @@ class FiRST(AttachedForm):
 class BlockRouter(Router):
     """Passes on what came out of a block, or what went in."""
 
+    def narrowed(self, layer: nn.Module, gate: Tensor) -> AbstractContextManager[None]:
+        unit = getattr(layer, "mlp", None)
+        if gate.requires_grad or unit is None or bool(gate.all()):
+            return nullcontext()
+        return some_tokens(unit, gate.reshape(-1).nonzero().squeeze(-1))
+
+    def left_out(self, states: Tensor) -> Tensor:
+        return states
+
     def gated(self, states: Tensor, output: Tensor, gate: Tensor) -> Tensor:
         return output * gate + states * (1 - gate)
+
+
+@contextmanager
+def some_tokens(unit: Any, kept: Tensor) -> Iterator[None]:
+    """Within, a module that treats each token by itself computes only some of them, and gives zero for the others.
+
+    Args:
+        kept: ``(n,)`` int64, places in the sequences laid end to end.
+    """
+    before = unit.__dict__.get("forward")
+    whole = unit.forward
+
+    def forward(states: Tensor, *inputs: Any, **keywords: Any) -> Any:
+        found = whole(states.flatten(0, -2)[kept][None], *inputs, **keywords)
+        if not isinstance(found, Tensor):  # the loads of experts, too, which are those of all tokens
+            return whole(states, *inputs, **keywords)
+        return (
+            states.new_zeros(states.shape, dtype=found.dtype)
+            .view(-1, states.shape[-1])
+            .index_copy_(0, kept, found[0])
+            .view(states.shape)
+        )
+
+    unit.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del unit.forward
+        else:
+            unit.forward = before
 
 
 class LowRank(Attachment):

@@ -1,13 +1,15 @@
 """MindSkip: a router in each of some blocks decides, for a whole sequence, whether its attention is worth computing.
 
 The decision is taken once, on the prompt, and holds for all that is generated after it. Nothing but the routers trains; a cost of every kept
-attention, beside the loss, makes them skip.
-Knows: the router, its hard decision with the gradient of the soft one, the cost, and how a decision is kept. Does not know: which
-blocks were chosen.
+attention, beside the loss, makes them skip. Where no gradient is asked for, what nobody keeps is not computed.
+Knows: the router, its hard decision with the gradient of the soft one, the cost, how a decision is kept, and what must be computed all the
+same. Does not know: which blocks were chosen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from selectune.models import Base
 
 
+DECISIONS = "selectune_decisions"
+"""In a cache: place of a layer -> the prompts' decisions, ``(sequences,)``."""
+
+
 class MindSkip(AttachedForm):
     """Routers that skip attention."""
 
@@ -30,9 +36,8 @@ class MindSkip(AttachedForm):
     )
     summary: ClassVar[str] = "Routers that decide for each sequence whether attention is computed in the blocks before the last."
     departs: ClassVar[str] = (
-        "A skipped attention is computed and multiplied by zero: what can be skipped without loss is found and measured here, the time is "
-        "saved by whoever serves the model. The mean over a sequence keeps packed records apart. The cost is added in each forward pass. "
-        "The paper's learning rate of 1e-5 is for 8B models."
+        "Of a batch in which some sequences skip an attention and some do not, all are computed. The mean over a sequence keeps packed records "
+        "apart. The cost is added in each forward pass. The paper's learning rate of 1e-5 is for 8B models."
     )
     learning_rate_default: ClassVar[float] = 1e-3
 
@@ -54,6 +59,11 @@ class MindSkip(AttachedForm):
         return Router(width, self.cost / self.blocks)
 
 
+def _place(layer: nn.Module) -> int:
+    """Return the number of the attention that a layer is or holds; 0 where it has none."""
+    return next((int(one.layer_idx) for one in layer.modules() if getattr(one, "layer_idx", None) is not None), 0)  # type: ignore[arg-type]
+
+
 def _attention(model: nn.Module, prefix: str) -> str:
     """Return the name of a block's attention."""
     return next(
@@ -62,7 +72,10 @@ def _attention(model: nn.Module, prefix: str) -> str:
 
 
 class Router(Attachment):
-    """Multiplies what attention gives by 1 or 0, for a whole record."""
+    """Multiplies what attention gives by 1 or 0, for a whole record; computes it where it is kept."""
+
+    whole_rows = True
+    """What is computed for a token depends on its whole record: rows must be what they are when the model is used."""
 
     def __init__(self, width: int, cost: float) -> None:
         super().__init__()
@@ -70,6 +83,8 @@ class Router(Attachment):
         self.weight = nn.Parameter(torch.zeros(width))
         self.decision: Tensor | None = None
         """Of the last prompts, ``(sequences,)``: 1 keeps attention."""
+        self.returns: int | None = None
+        """Values that the layer returns in a tuple, None but for the first; 0: a tensor. None: not known before one call, or otherwise."""
 
     def decide(self, states: Tensor, positions: Tensor | None) -> Tensor:
         """Return 1 (keep) or 0 for each token of ``states``, ``(sequences, length, hidden)``; all tokens of a record alike.
@@ -86,19 +101,47 @@ class Router(Attachment):
         soft = torch.sigmoid(means.gather(1, records))
         return (soft >= 0.5).float() + (soft - soft.detach())
 
-    def after_call(self, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
+    def around(self, layer: nn.Module, forward: Callable[..., Any], inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         states = inputs[0] if inputs else keywords["hidden_states"]
-        continued = keywords.get("past_key_values") is not None and states.shape[1] == 1 and self.decision is not None
-        if continued and len(self.decision) == len(states):  # type: ignore[arg-type]
-            gate = self.decision[:, None]  # type: ignore[index]
-        else:
-            gate = self.decide(states, keywords.get("position_ids"))
-            self.decision = gate[:, -1].detach()
-            if self.training and gate.requires_grad:
-                gate = _Charged.apply(gate, self.cost)  # type: ignore[no-untyped-call]
-        attention, *rest = output if isinstance(output, tuple) else (output,)
-        gated = self.gated(states, attention, gate[..., None].to(attention.dtype))
+        gate = self.gate(states, layer, keywords)
+        if not gate.requires_grad and self.returns is not None and not gate.any() and self.may_be_left_out(layer, keywords):
+            found = self.left_out(states)
+            return (found, *[None] * (self.returns - 1)) if self.returns else found
+        with self.narrowed(layer, gate):
+            output = forward(*inputs, **keywords)
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        self.returns = None if any(one is not None for one in rest) else (1 + len(rest)) * isinstance(output, tuple)
+        gated = self.gated(states, first, gate[..., None].to(first.dtype))
         return (gated, *rest) if isinstance(output, tuple) else gated
+
+    def gate(self, states: Tensor, layer: nn.Module, keywords: dict[str, Any]) -> Tensor:
+        """Return 1 (keep) or 0 for each token, ``(sequences, length)``: decided now, or on the prompt that these tokens follow."""
+        positions, cache = keywords.get("position_ids"), keywords.get("past_key_values")
+        decisions = {} if cache is None else vars(cache).setdefault(DECISIONS, {})
+        place = _place(layer)
+        decided = decisions.get(place)
+        follows = states.shape[1] == 1 or (positions is not None and bool((positions[:, 0] > 0).all()))
+        if decided is not None and follows:
+            if len(decided) == len(states):
+                return decided[:, None].expand(states.shape[:2])  # type: ignore[no-any-return]
+            if (decided == decided[0]).all():  # sequences have left
+                return decided[:1, None].expand(states.shape[:2])  # type: ignore[no-any-return]
+        gate = self.decide(states, positions)
+        self.decision = decisions[place] = gate[:, -1].detach()
+        return _Charged.apply(gate, self.cost) if self.training and gate.requires_grad else gate  # type: ignore[no-untyped-call,no-any-return]
+
+    def may_be_left_out(self, layer: nn.Module, keywords: dict[str, Any]) -> bool:
+        """Whether nobody needs the keys and values of this layer: how long a cache is, is read off the first layer of each kind."""
+        cache = keywords.get("past_key_values")
+        return cache is None or (_place(layer) > 0 and len({type(one) for one in getattr(cache, "layers", [])}) == 1)
+
+    def narrowed(self, layer: nn.Module, gate: Tensor) -> AbstractContextManager[None]:
+        """Within, the layer computes no more than what is kept, as far as that can be told apart."""
+        return nullcontext()
+
+    def left_out(self, states: Tensor) -> Tensor:
+        """Return what goes on, given what came in, where nobody keeps what the layer gives."""
+        return torch.zeros_like(states)
 
     def gated(self, states: Tensor, output: Tensor, gate: Tensor) -> Tensor:
         """Return what goes on, given what came in, what came out, and the gate of each token."""

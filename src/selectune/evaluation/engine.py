@@ -72,6 +72,9 @@ class Engine:
         self._window = min([int(window) for window in windows if window] or [1 << 30])
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         self._by_length = any(kind in str(rope) for kind in ("dynamic", "longrope"))  # positions depend on the longest row
+        self._by_length |= any(
+            getattr(module, "whole_rows", False) for module in self.causal.modules()
+        )  # and these on the record
         self.writes_together: bool | None = None
         """Whether answers may be written together; None until it was tried."""
         self._form = OWN
