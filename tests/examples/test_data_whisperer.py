@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from selectune.data import Message, Record
+from selectune.examples import data_whisperer
 from selectune.examples.data_whisperer import Whispered, attention_kept, overlap, shares, shown
 from tests.examples.test_signals import RECORDS, pool
 
@@ -61,6 +62,33 @@ def test_one_demonstration_is_worth_the_mean_of_its_questions(llama_folder):
         assert found[number] == pytest.approx(np.mean(likelihoods), rel=1e-3)
     together = Whispered(count=2, demonstrations=2, questions=1).score(made)["worth as a demonstration"]
     assert (together > 0).all() and not np.allclose(together, found)
+
+
+def test_what_an_answer_is_worth_is_shared_by_the_attention_of_the_layer(llama_folder, monkeypatch):
+    made = pool(llama_folder, RECORDS[:2], target=RECORDS[6:7])
+    layers: list[int] = []
+    kept = data_whisperer.attention_kept
+    monkeypatch.setattr(data_whisperer, "attention_kept", lambda base, layer: layers.append(layer) or kept(base, layer))
+    for share in (0.0, 0.4, 1.0):
+        found = Whispered(count=1, demonstrations=2, questions=1, layer=share).score(made)["worth as a demonstration"]
+    assert layers == [0, 1, 3]
+    possible = []
+    for order in ([0, 1], [1, 0]):
+        prompt = shown(made.encoder, [RECORDS[number] for number in order], RECORDS[6])
+        with torch.no_grad(), kept(made.base, 3) as attention:
+            said = made.base.model(
+                torch.tensor([prompt.piece.input_ids]), labels=torch.tensor([prompt.piece.labels]), use_cache=False
+            )
+        worth = float(torch.exp(-said.loss)) * shares(attention[0][0], prompt.bounds, prompt.answer)
+        possible.append(worth[order])
+    assert any(found == pytest.approx(one, rel=1e-3) for one in possible)
+
+
+def test_without_a_target_no_record_answers_a_question_of_its_own_half(llama_folder):
+    made = pool(llama_folder, RECORDS[:9])
+    prompts = list(Whispered(count=2, demonstrations=3, questions=4)._prompts(made, made.encoder, RECORDS[:9], []))
+    assert len(prompts) > 8 and {record.key for batch, _ in prompts for record in batch} == set(made.keys)
+    assert not any(asked in batch for batch, asked in prompts)
 
 
 def test_generated_answers_halves_and_records_that_do_not_fit(llama_folder, monkeypatch):

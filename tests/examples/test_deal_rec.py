@@ -122,6 +122,27 @@ def test_the_recursion_ends_at_the_damped_inverse_and_a_small_scale_is_raised():
         assert torch.allclose(found, exact, rtol=1e-3, atol=1e-3)
 
 
+def test_each_step_takes_the_next_sample_and_begins_where_the_gradient_is():
+    gradient = torch.tensor([1.0, -2.0])
+    found, _ = inverse_product(lambda sample, h: h * (sample + 1), gradient, np.array([0, 2]), 0.1, 10)
+    first = gradient + 0.9 * gradient - gradient / 10
+    assert torch.allclose(found, gradient + 0.9 * first - 3 * first / 10)
+
+
+def test_influence_is_along_the_inverse_product_and_score_adds_effort(llama_folder):
+    made, method = pool(llama_folder), InfluenceAndEffort(count=4, steps=3, effort=0.3)
+    surrogate, each = Surrogate(made), [made.records[place] for place in made.order]
+    samples = made.generator("deal_rec").integers(len(made), size=3)
+    solved, _ = inverse_product(
+        lambda sample, h: surrogate.hessian_product(each[sample], h), surrogate.mean_gradient(each), samples, 0.01, 25.0
+    )
+    expected = surrogate.along(list(made.records), solved)
+    signals = method.choose(made).signals
+    assert signals["influence"] == pytest.approx(expected, rel=1e-3, abs=1e-4 * np.abs(expected).max())
+    parts = [(one - one.min()) / np.ptp(one) for one in (signals["influence"], signals["effort"])]
+    assert signals["score"] == pytest.approx(parts[0] + 0.3 * parts[1])
+
+
 def test_groups_of_the_range_are_filled_from_the_smallest_and_the_hardest_come_last(llama_folder):
     made = pool(llama_folder)
     method = InfluenceAndEffort(count=4, groups=3, hardest=0.1)
