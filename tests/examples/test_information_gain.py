@@ -48,8 +48,21 @@ def test_a_small_step_gains_what_gradients_say_and_the_base_is_as_before(llama_f
     norms = np.array([float(slopes(made, record).norm()) for record in some])
     assert clipped == pytest.approx(exact * 1e-3 / norms, rel=0.25, abs=0.02 * np.abs(exact / norms).max())
     sketched = gains_of_gradients(made, some, objective)
-    assert np.corrcoef(sketched, exact)[0, 1] > 0.9
+    assert np.corrcoef(sketched, exact)[0, 1] > 0.9 and sketched @ exact / (exact @ exact) == pytest.approx(1, abs=0.3)
     assert np.isnan(gains_of_steps(made, [Record("chat", (Message("user", "?"),))], objective, "sgd", rate, 1.0))[0]
+
+
+def test_records_of_the_objective_count_by_their_tokens(llama_folder):
+    made, some = pool(llama_folder), RECORDS[5:9]
+    tokens = made.tokens[[0, 3]]
+    assert tokens[1] > 1.3 * tokens[0]
+
+    def slope(objective):
+        return gains_of_gradients(made, some, objective) / np.exp(loss_on(made.context(objective), objective))
+
+    one, other = slope(RECORDS[:1]), slope(RECORDS[3:4])
+    expected = (tokens[0] * one + tokens[1] * other) / tokens.sum()
+    assert slope([RECORDS[0], RECORDS[3]]) == pytest.approx(expected, rel=1e-3, abs=1e-4 * np.abs(expected).max())
 
 
 def words(kinds, seed):
@@ -61,7 +74,8 @@ def test_learners_learn_what_can_be_learnt():
     generator = np.random.default_rng(0)
     vectors, direction = generator.normal(size=(90, 6)), generator.normal(size=6)
     gains = vectors @ direction
-    assert np.corrcoef(told_by_ridge(vectors[:60], gains[:60], vectors[60:]), gains[60:])[0, 1] > 0.99
+    moved = vectors * 10.0 ** np.arange(-2, 4) + 100  # each dimension on a scale of its own
+    assert told_by_ridge(moved[:60], gains[:60], moved[60:]) == pytest.approx(gains[60:], abs=0.2 * gains.std())
     kinds = generator.integers(0, 2, size=160)
     rows = words(kinds, 1)
     table = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
@@ -71,6 +85,8 @@ def test_learners_learn_what_can_be_learnt():
     ]
     assert np.corrcoef(told[0], kinds[120:])[0, 1] > 0.8 and np.array_equal(told[0], told[1])
     assert told[2] == pytest.approx(told[0][30:], abs=1e-5)  # padding does not count
+    same = told_by_convolution(table, rows[:8], kinds[:8] * 2.0 - 1, [[7] * 5, [7] * 9], epochs=2, rate=3e-3, seed=0)
+    assert same[0] == pytest.approx(same[1], abs=1e-5)  # the largest over the places, however many there are
     nothing = told_by_convolution(table, rows[:8], np.zeros(8), [[7, 3], [7, 3, 0, 0]], epochs=1, rate=1e-9, seed=0)
     assert nothing[0] != pytest.approx(nothing[1], abs=1e-9)  # a real token is no padding
 
