@@ -187,3 +187,16 @@ def test_no_room_on_the_disk(tmp_path, llama_folder, monkeypatch):
 
 def test_there_are_more_than_forty_kinds():
     assert len(DATA) + len(RECIPES) + len(COMMANDS) + 2 >= 60
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    from selectune.examples import select
+
+    def stopped(*given, **asked):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(select, "choose_examples", stopped)
+    monkeypatch.setattr("sys.argv", ["selectune", "select", str(tmp_path / "pool.jsonl")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130 and "stopped; a run goes on with `selectune resume RUN`" in capsys.readouterr().err

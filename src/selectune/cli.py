@@ -393,9 +393,15 @@ def main() -> None:
         print(f"selectune: {error.filename or 'the disk'}: {error.strerror}; to mend it: free space or name another --output, "
               "then `selectune resume`", file=sys.stderr)  # fmt: skip
         sys.exit(EXIT_MISTAKE)
-    except KeyboardInterrupt:
-        print("selectune: stopped; go on with `selectune resume RUN`", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as ended:
+        if isinstance(
+            getattr(ended.__context__, "__cause__", None), KeyboardInterrupt
+        ):  # Ctrl-C, which typer makes a silent exit of
+            print(
+                "selectune: stopped; a run goes on with `selectune resume RUN`, and what --kept holds is not measured again",
+                file=sys.stderr,
+            )
+        raise
     except Exception as error:
         if type(error).__name__ != "Interrupted":
             raise
