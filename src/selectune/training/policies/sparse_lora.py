@@ -27,7 +27,7 @@ class SparseLoRA(Policy):
     name: ClassVar[str] = "sparse_lora"
     paper: ClassVar[str] = "SparseLoRA: Accelerating LLM Fine-Tuning with Contextual Sparsity, ICML 2025, arXiv 2506.16500"
     summary: ClassVar[str] = (
-        "On low-rank adapters: channels of the frozen MLPs are left out for tokens that are not learnt (faster, in large models)."
+        "On low-rank adapters: channels of the frozen MLPs are left out for tokens that are not learnt (a step takes a few percent less)."
     )
     departs: ClassVar[str] = (
         "The MLPs only; attention, which the paper thins out less, is computed in full. Which blocks stay dense is a share instead of a search. "
