@@ -110,7 +110,8 @@ class LearningWithLess(Asking, ExampleMethod):
     departs: ClassVar[str] = (
         "Chosen before training: the student is a copy of the base that learns a little between parts of the pool. Uncertainty is 1 minus the "
         "largest probability; weights are the product of both signals (which forms the paper takes is not known for sure). Where there is no closed "
-        "set of labels, answers are drawn several times and their shares are the probabilities. What passes comes first, the heaviest before."
+        "set of labels, answers are drawn several times and their shares are the probabilities. What passes comes first, the heaviest before. In "
+        "training the weights, on average 1, multiply the losses of a record's tokens."
     )
     changes: ClassVar[bool] = True
 
