@@ -152,6 +152,8 @@ def test_groups_of_the_range_are_filled_from_the_smallest_and_the_hardest_come_l
     assert {6, 7, 8} - set(places[:4].tolist()) in ({7}, {8}, set()) and 6 in places[:4]
     even = method.spread(made, np.ones(10))
     assert sorted(even.tolist()) == list(range(10))
+    halves = InfluenceAndEffort(count=2, groups=2, hardest=0.0).spread(made, np.array([0.0] * 4 + [0.45] * 5 + [1.0]))
+    assert 9 in halves[:2]  # alone in the upper half of the range
     with_effort, without = (InfluenceAndEffort(count=4, groups=3, steps=5, effort=e).choose(made) for e in (0.5, 0))
     assert np.ptp(without.signals["score"]) == pytest.approx(1)
     assert np.allclose(without.signals["influence"], with_effort.signals["influence"])
