@@ -91,8 +91,8 @@ def moved_slope(finish: Callable[[Tensor], Tensor], raw: Tensor, moving: Tensor,
         finish: what is done to each logit before the softmax. raw, moving: ``(positions, vocabulary)`` fp32. targets: ``(positions,)`` int64.
     """
     ones = torch.ones_like(raw)
-    logits, moved = jvp(finish, (raw,), (moving,))
-    steep, bent = jvp(lambda some: jvp(finish, (some,), (ones,))[1], (raw,), (moving,))
+    logits, moved = jvp(finish, (raw,), (moving,))  # type: ignore[misc]
+    steep, bent = jvp(lambda some: jvp(finish, (some,), (ones,))[1], (raw,), (moving,))  # type: ignore[misc]
     shares = logits.softmax(-1)
     change = shares * (moved - (shares * moved).sum(-1, keepdim=True))
     shares[torch.arange(len(targets)), targets] -= 1
