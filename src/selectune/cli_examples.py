@@ -14,7 +14,10 @@ import typer
 def select(
     data: Annotated[str, typer.Argument(help="Records to choose from: a file, folder, glob or hub id.", show_default=False)],
     method: Annotated[
-        str, typer.Option("--method", "-m", "--examples", help="How: longest, ifd:fraction=0.2, ... See `selectune methods examples`.")
+        str,
+        typer.Option(
+            "--method", "-m", "--examples", help="How: longest, ifd:fraction=0.2, ... See `selectune methods examples`."
+        ),
     ] = "facility_location",
     fraction: Annotated[float | None, typer.Option(help="Share of the pool.")] = None,
     count: Annotated[int | None, typer.Option(help="How many records (or tokens), instead of a share.")] = None,
