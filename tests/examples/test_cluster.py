@@ -95,7 +95,7 @@ def test_both_workers_work_and_what_was_kept_is_not_measured_again(cluster, llam
     monkeypatch.setattr(store, "_write", killed)
     with pytest.raises(KeyboardInterrupt):
         measure(pool(llama_folder, tmp_path / "kept"), Noted(folder=str(noted)))
-    kept = {str(key, "ascii") for _, keys, _, batches in parts for batch in batches for key in keys[batch]}
+    kept = {str(key, "ascii") for _, keys, _, batches, _ in parts for batch in batches for key in keys[batch]}
     assert len(kept) == 6
     before = looks(noted)
     monkeypatch.setattr(store, "_write", plain)
