@@ -1,14 +1,16 @@
 """Things that might make the engine faster, each tried by itself: what came of them is in ``results/engine_trials.json``.
 
-    python -m benchmarks.engine_trials
+    python -m benchmarks.engine_trials            # all of them
+    python -m benchmarks.engine_trials rotary     # one
 
-Weights in the matrix units' packed layout, layouts of the head, whole blocks through ``torch.compile``, the norm and the gated
-unit written out against short forms. Milliseconds on an otherwise idle machine, the least of several.
+Weights in the matrix units' packed layout, layouts of the head, whole blocks through ``torch.compile``, the norm, the gated
+unit and rotary positions written out against short forms. Milliseconds on an otherwise idle machine, the least of several.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,11 +138,59 @@ def gated_unit() -> dict[str, float]:
     }
 
 
+class _Turned(torch.autograd.Function):
+    """Rotary positions as one node: two halves turned in four passes, without a turned copy; back by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _turned(states, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _turned(gradients[0], cosine, -sine), None, None
+
+
+def _turned(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return states turned by angles of which each half of a head has the same."""
+    found, size = torch.empty_like(states), states.shape[-1] // 2
+    first, second = states[..., :size], states[..., size:]
+    torch.mul(first, cosine, out=found[..., :size]).addcmul_(second, sine, value=-1)
+    torch.mul(second, cosine, out=found[..., size:]).addcmul_(first, sine)
+    return found
+
+
+def rotary() -> dict[str, float]:
+    """Rotary positions of a block's queries, forward and backward, as transformers writes them and as one node."""
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    states, given, angles = half(2, 9, 512, 64, gradient=True), half(2, 9, 512, 64), torch.randn(1, 1, 512, 32)
+    cosine, sine = (torch.cat([part, part], -1).bfloat16() for part in (angles.cos(), angles.sin()))
+    short = cosine[..., :32].contiguous(), sine[..., :32].contiguous()
+
+    def run(turn: Callable[[], Tensor]) -> Callable[[], None]:
+        def work() -> None:
+            states.grad = None
+            turn().backward(given)
+
+        return work
+
+    return {
+        "written out": least(run(lambda: states * cosine + rotate_half(states) * sine)),
+        "one node": least(run(lambda: _Turned.apply(states, *short))),  # type: ignore[no-untyped-call,arg-type]
+    }
+
+
 def main() -> None:
-    """Try everything and write what came of it."""
+    """Try everything (or what is named) and write what came of it."""
     keep_freed_memory()
-    found = {trial.__name__: trial() for trial in (packed_weights, head_layouts, gated_unit, compiled_block)}
-    (RESULTS / "engine_trials.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    trials = {trial.__name__: trial for trial in (packed_weights, head_layouts, gated_unit, compiled_block, rotary)}
+    asked = sys.argv[1:] or list(trials)
+    file = RESULTS / "engine_trials.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = known | {name: trials[name]() for name in asked}
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 
 
