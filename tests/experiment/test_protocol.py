@@ -98,6 +98,19 @@ def test_a_grid_grows_while_the_best_is_at_its_edge(tmp_path, best, widen, tried
     assert plan.best(slot)[1].learning_rate == min(tried, key=lambda rate: abs(rate - best))
 
 
+def test_signals_are_shared_by_methods_and_by_nothing_else(tmp_path):
+    (tmp_path / "lamps.jsonl").write_text('{"question": "Which lamp?", "answer": "The red one."}\n')
+    loaded = load(tmp_path, file=("lamps.jsonl", str(tmp_path / "lamps.jsonl")))
+    plan = Plan(loaded, FACTS, Store(tmp_path))
+    slots = [Slot(ENTRIES, line, "lamps", budget, 0) for line in loaded.lines()[:2] for budget in (0.1, 0.2)]
+    (key,) = {plan.signals_key(slot) for slot in slots}
+    others = [
+        Plan(loaded, FACTS.model_copy(update=change), Store(tmp_path)) for change in ({"fingerprint": "y"}, {"bfloat16": True})
+    ]
+    seed = Slot(ENTRIES, slots[0].line, "lamps", 0.1, 1)
+    assert len({key, plan.signals_key(seed), *(other.signals_key(slots[0]) for other in others)}) == 4
+
+
 def test_steps_alone_are_so_many_steps(tmp_path):
     assert load(tmp_path).training_of(MethodLine(name="x", parameters="all")).epochs == protocol.ENDLESS
     line = MethodLine(name="x", parameters="all", training={"optimiser": "lion"})

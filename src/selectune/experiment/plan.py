@@ -116,6 +116,10 @@ class Plan:
         return key_of(base=self.facts.fingerprint, data=self.data_keys[slot.task], examples=fitted.examples, parameters=fitted.parameters,
                       form=fitted.form, entries=fitted.entries, knob=fitted.knob, seed=slot.seed, bfloat16=self.facts.bfloat16)  # fmt: skip
 
+    def signals_key(self, slot: Slot) -> str:
+        """Return the fingerprint of all that signals of a task's records depend on, whatever the method that asks for them."""
+        return key_of(base=self.facts.fingerprint, data=self.data_keys[slot.task], seed=slot.seed, bfloat16=self.facts.bfloat16)
+
     def recipe(self, slot: Slot, choice: Choice | None = None, rate: float | None = None, steps: int | None = None) -> Recipe:
         """Return the recipe of a piece of a cell; the method and form of a choice are those that the budget holds."""
         fitted = self.fitted(slot)

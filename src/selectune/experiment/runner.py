@@ -141,7 +141,7 @@ class Runner:
         data, room = store.room("data", plan.data_keys[slot.task]), store.room(missing.where, missing.key)
         if missing.where == "choices":
             fitted = plan.fitted(slot)
-            library = store.room("signals", f"{data.name}-{recipe.seed}")
+            library = store.room("signals", plan.signals_key(slot))
             minutes = self.protocol.choosing_minutes
             self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted, library), minutes)
         elif missing.where == "trials":

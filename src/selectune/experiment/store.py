@@ -9,7 +9,7 @@ is never done again. Does not know: how a piece is done.
     choices/KEY.json          Choice: which entries and records, and what choosing took (KEY/ holds them)
     trials/KEY.json           Trial: one training at one learning rate (KEY/ holds the specialist until the best is measured)
     cells/KEY.json            Cell: the best trial of a method, task, budget and seed, measured
-    signals/DATA-SEED/        signals of a task's records, for all choices that ask for them; each is charged what it took
+    signals/KEY/              signals of a task's records, for all choices that ask for them; each is charged what it took
     errors/KEY.txt            where an unexpected error came from
 """
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from selectune.catalogue import Method
 
 CHUNK = 256
-"""Positions that meet the vocabulary at once: 25 MB of bf16 logits at 49,152 entries, and as much for their gradient."""
+"""Positions that meet the vocabulary at once: 25 MB of bf16 logits at 49,152 entries, which their gradient replaces."""
 CHUNK_OF_TRAINED_HEAD = 512
 """The same where the head trains: each chunk makes a gradient of the head's size."""
 ROWS = 16
