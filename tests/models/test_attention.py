@@ -117,3 +117,11 @@ def test_gradients_in_mixed_precision_are_near_those_of_fp32(trained, tmp_path):
         gradient = next(v.grad for n, v in model.named_parameters() if f"layers.2.{names[0]}" in n)
         found.append(gradient.float())
     assert (found[0] - found[1]).norm() / found[1].norm() < 0.1
+
+
+@pytest.mark.parametrize("trained", ["embed_tokens", "layers.1.self_attn.q_proj", "norm"])
+def test_fp32_copies_of_some_weights_meet_a_bf16_rest(trained):
+    model = tiny("llama").to(torch.bfloat16)
+    model.model.get_submodule(trained).float()
+    with attend_by_record(model, pack(encoded(3), 64), bfloat16=True) as works:
+        assert works

@@ -72,7 +72,8 @@ class LossOfModel(nn.Module):
     @contextmanager
     def attending(self, rows: list[dict[str, Tensor]]) -> Iterator[None]:
         """Within, records attend by themselves, norms and gated units are short, where that gives what the model's own give."""
-        with attend_by_record(self.causal, rows) as self.by_record, short_norms(self.causal), short_gated_units(self.causal):
+        own = attend_by_record(self.causal, rows, self._in_bfloat16)
+        with own as self.by_record, short_norms(self.causal), short_gated_units(self.causal):
             try:
                 yield
             finally:

@@ -47,7 +47,7 @@ def saved_bytes(
 
     with (
         _training(split.causal),
-        attend_by_record(split.causal, rows) as by_record,
+        attend_by_record(split.causal, rows, bfloat16) as by_record,
         short_norms(split.causal),
         short_gated_units(split.causal),
         _named(split.causal, running),

@@ -22,7 +22,7 @@ from selectune.models.head import SplitModel
 from selectune.parameters.factors.gradients import first, gather, rows_of
 from selectune.parameters.factors.scores import Scores, Settings, score, weights_of
 from selectune.parameters.factors.targets import Target
-from selectune.parameters.factors.trial import hooked
+from selectune.parameters.factors.trial import hooked, in_bfloat16
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -59,13 +59,14 @@ def input_moments(
             totals[name] = totals[seen["name"]]
             return
         states = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        more = states.t() @ states if whole else states.square().sum(0)
+        with torch.autocast(states.device.type, enabled=False):  # which would round the products to bf16
+            more = states.t() @ states if whole else states.square().sum(0)
         totals[name] = totals[name].add_(more) if name in totals else more
         seen.update(input=inputs[0], name=name)
 
     rows = rows_of(context, records)
     split = SplitModel(context.base.model)
-    with hooked(modules, add), torch.autocast("cpu", torch.bfloat16, enabled=context.bfloat16):
+    with hooked(modules, add), torch.autocast(rows[0]["input_ids"].device.type, torch.bfloat16, enabled=in_bfloat16(context)):
         for row in rows:
             split.hidden(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None])
             context.meter.count(forward=row["input_ids"].numel())
