@@ -33,7 +33,9 @@ RECORDS = [
 def context(base, seed=0):
     generator = torch.Generator().manual_seed(seed)
     mixed = base.model.dtype == torch.bfloat16
-    return Context(base, Encoder(base.tokenizer, 128), RECORDS, RECORDS[:2], generator, Meter("choose"), quiet=True, bfloat16=mixed)
+    return Context(
+        base, Encoder(base.tokenizer, 128), RECORDS, RECORDS[:2], generator, Meter("choose"), quiet=True, bfloat16=mixed
+    )
 
 
 def make(name, **values):
