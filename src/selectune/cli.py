@@ -272,6 +272,7 @@ def experiment(
     page_only: Annotated[bool, typer.Option("--page-only", help="Run nothing, write the page.")] = False,
     data_root: DataRoot = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do again what failed.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Pieces of work at a time, each with its share of the threads.")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Run what is missing of an experiment and write its page: gain against forgetting, costs, ranks, what the papers say."""
@@ -279,7 +280,7 @@ def experiment(
 
     try:
         typer.echo(run(file, only=only, task=task, minutes=minutes, page=page, page_only=page_only, data_root=data_root,
-                       retry_failed=retry_failed, quiet=quiet))  # fmt: skip
+                       retry_failed=retry_failed, workers=workers, quiet=quiet))  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("selectune: stopped; the same command goes on", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -140,6 +140,36 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_cells(finished, tmp_path, l
 
 
 @pytest.mark.slow
+def test_two_workers_come_to_the_same_cells(finished, tmp_path, llama_folder):
+    threads = torch.get_num_threads()
+    selectune.experiment(write(tmp_path, llama_folder, seeds=[0, 1]), workers=2, quiet=True)
+    found, alone = cells(tmp_path), cells(finished[0])
+    assert json.loads((tmp_path / "runs" / "small" / "environment.json").read_text())["workers"] == 2
+    assert found["random", 1]["learning_rate"] == found["random", 0]["learning_rate"] and not found["random", 1]["failed"]
+    for (name, seed), cell in found.items():
+        assert bool(cell["failed"]) == bool(alone[name, 0]["failed"]), name
+        if seed == 0 and threads == 1:  # with several, one has fewer
+            for key in ("failed", "entries", "learning_rate", "grid", "benchmarks", "steps"):
+                assert cell[key] == alone[name, 0][key], (name, key)
+    begun = sorted((path.stat().st_mtime, path.stem) for path in (tmp_path / "runs" / "small" / "trials").glob("*.json"))
+    assert len(begun) == len({key for _, key in begun})
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_worker_and_the_rest_is_done_later(tmp_path, llama_folder):
+    few = {"methods": [{"name": "gradient", "parameters": "scored:score=gradient,examples=2"}], "learning_rates": [1e-3]}
+    file = write(tmp_path, llama_folder, **few, training={"max_steps": 100_000, "max_length": 64})
+    child = subprocess.Popen([sys.executable, "-m", "selectune.cli", "experiment", file, "--quiet", "--workers", "3"])
+    deadline = time.monotonic() + 90
+    while len(list((tmp_path / "runs" / "small" / "trials").glob("*/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=60) == 130
+    assert not list((tmp_path / "runs" / "small" / "trials").glob("*.json"))
+    assert pieces(tmp_path) and all(path.parts[2] != "cells" for path in pieces(tmp_path))
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failure_that_can_be_retried(tmp_path, llama_folder):
     """Memory that runs out ends a process without a word: the experiment says so and goes on."""
     few = {"methods": [], "controls": {"lora": False, "full_fine_tuning": False, "last_blocks": False}, "learning_rates": [1e-3]}

@@ -29,6 +29,7 @@ def experiment(
     page_only: bool = False,
     data_root: str | None = None,
     retry_failed: bool = False,
+    workers: int = 1,
     quiet: bool = False,
 ) -> Path:
     """Run what is missing of an experiment, and write its page.
@@ -38,6 +39,7 @@ def experiment(
         minutes: begin no piece of work (choosing, one training, one measurement) after so many.
         page: the Markdown file to write; left out, ``page.md`` in the experiment's folder. Its pictures and its JSON lie beside it.
         page_only: run nothing. data_root: instead of the file's own. retry_failed: do again what failed. quiet: show no progress.
+        workers: so many pieces of work are done at a time, each with its share of the threads.
 
     Returns:
         The page, as it is so far.
@@ -55,7 +57,7 @@ def experiment(
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "error.json"
         options = {"only": only, "task": task, "minutes": minutes, "page": str(written), "page_only": page_only, "quiet": quiet,
-                   "data_root": data_root, "retry_failed": retry_failed, "parent": os.getpid(), "told": str(told)}  # fmt: skip
+                   "data_root": data_root, "retry_failed": retry_failed, "workers": workers, "parent": os.getpid(), "told": str(told)}  # fmt: skip
         status = _run([sys.executable, "-m", "selectune.experiment.worker", str(file), json.dumps(options)])
         if told.exists():
             raise UserError(**json.loads(told.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""One piece of work in a forked process.
+"""Pieces of work in forked processes.
 
 Knows: how a process is forked, told to end, waited for, and how its failures are put into one line. Does not know: the work.
 
@@ -30,30 +30,37 @@ _DISK = {errno.EACCES, errno.ENOSPC, errno.EROFS}
 _PATIENCE = 10.0  # seconds for processes that were killed to let go of the folder
 
 
-def forked(work: Callable[[], None], threads: int, tick: Callable[[], bool], seconds: float | None = None) -> int:
-    """Do some work in a process of its own, with so many threads, and return its exit status (negative: the signal that ended it).
+class Forked:
+    """Some work in a process of its own.
 
     Args:
-        tick: called while waiting; whether the process should be told to end, as by Ctrl-C. seconds: after which it is killed, and the
-            status is ``EXIT_LATE``.
+        threads: with which it computes. seconds: after which it is killed, and its status is ``EXIT_LATE``.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os._exit(_status_of(work, threads))
-    told, late, end = False, False, math.inf if seconds is None else time.monotonic() + seconds
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
+
+    def __init__(self, work: Callable[[], None], threads: int, seconds: float | None = None) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+        self._told = self._late = False
+        self._child = os.fork()
+        if self._child == 0:
+            os._exit(_status_of(work, threads))
+
+    def tell(self) -> None:
+        """Tell it to end, once, as by Ctrl-C."""
+        if not self._told:
+            self._told = True
+            os.kill(self._child, signal.SIGINT)
+
+    def status(self) -> int | None:
+        """Return its exit status (negative: the signal that ended it), once; None while it runs."""
+        found, status = os.waitpid(self._child, os.WNOHANG)
         if found:
-            return EXIT_LATE if late else os.waitstatus_to_exitcode(status)
-        if tick() and not told:
-            told = True
-            os.kill(child, signal.SIGINT)
-        if time.monotonic() > end and not late:
-            late = True
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.02)
+            return EXIT_LATE if self._late else os.waitstatus_to_exitcode(status)
+        if time.monotonic() > self._end and not self._late:
+            self._late = True
+            os.kill(self._child, signal.SIGKILL)
+        return None
 
 
 def _status_of(work: Callable[[], None], threads: int) -> int:

@@ -20,9 +20,10 @@ _DOING = {"choices": "choosing", "trials": "training", "cells": "measuring"}
 class Bar:
     """A line that is drawn only when it is told to: no thread of its own, since the process forks."""
 
-    def __init__(self, plan: Plan, slots: list[Slot], quiet: bool) -> None:
+    def __init__(self, plan: Plan, slots: list[Slot], quiet: bool, workers: int = 1) -> None:
         self._rest = {slot: plan.pieces(slot) for slot in slots}
         self._took: dict[str, list[float]] = {}
+        self._workers = workers
         self._total, self._drawn = len(slots), 0.0
         columns = (TextColumn("{task.completed}/{task.total} cells"), BarColumn(20), TimeElapsedColumn(),
                    TextColumn("{task.fields[left]}"), TextColumn("{task.description}"))  # fmt: skip
@@ -36,12 +37,11 @@ class Bar:
     def __exit__(self, *error: Any) -> None:
         self._progress.stop()
 
-    def doing(self, slot: Slot, where: str) -> None:
-        """Say which piece of which cell is being done."""
+    def doing(self, pieces: dict[Slot, str]) -> None:
+        """Say which piece of which cells is being done."""
         completed = self._total - len(self._rest)
-        self._progress.update(
-            self._task, completed=completed, description=f"{_DOING.get(where, '')} {slot.label}", left=self.left()
-        )
+        description = " + ".join(f"{_DOING[where]} {slot.label}" for slot, where in pieces.items())
+        self._progress.update(self._task, completed=completed, description=description, left=self.left())
         self.tick(at_once=True)
 
     def tick(self, at_once: bool = False) -> None:
@@ -58,7 +58,7 @@ class Bar:
     def finished(self, slot: Slot) -> None:
         """Note that a cell is finished, or has failed."""
         self._rest.pop(slot, None)
-        self.doing(slot, "")
+        self.doing({})
 
     def left(self) -> str:
         """Return the time left in words; nothing before the first training."""
@@ -66,5 +66,6 @@ class Bar:
             return ""
         means = {where: sum(values) / len(values) for where, values in self._took.items()}
         seconds = sum(means.get(where, 0.0) * count for pieces in self._rest.values() for where, count in pieces.items())
+        seconds /= self._workers
         hours, minutes = divmod(round(seconds / 60), 60)
         return f"left {hours} h {minutes:02} min" if hours else f"left {minutes} min"

@@ -1,4 +1,4 @@
-"""Does what is missing of an experiment, one piece at a time, each in a forked process.
+"""Does what is missing of an experiment, some pieces at a time, each in a forked process.
 
 Knows: the order of work, when to stop, and what to record when a piece fails or its process dies. The base is loaded once, by a process
 that never computes: each piece starts from a copy of it that costs nothing, bit-identical whatever the piece before did, and its memory is
@@ -11,8 +11,9 @@ import importlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from selectune import recipe as recipes
 from selectune.errors import EXIT_INTERRUPTED, UserError
 from selectune.experiment import jobs
 from selectune.experiment.budget import Facts
-from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, alone, forked, reason
+from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, Forked, alone, reason
 from selectune.experiment.plan import Missing, Plan, Slot
 from selectune.experiment.progress import Bar
 from selectune.experiment.protocol import Protocol
 from selectune.experiment.store import Choice, Measured, Piece, Store, Trial
 from selectune.models import bf16_is_fast, environment, load_base
 from selectune.run import write_atomically
+from selectune.training import Interrupted
 
 _OF_EVERY_PIECE = (
     "peft",
@@ -41,11 +43,28 @@ _OF_EVERY_PIECE = (
 """Modules that would be imported again in every forked process."""
 
 
+@dataclass
+class Job:
+    """A piece of work that is being done."""
+
+    where: str
+    key: str
+    empty: Piece
+    """What is recorded of it, with the reason, when it dies."""
+    process: Forked
+    minutes: float | None
+    """That it may take."""
+    signals: str | None = None
+    """Fingerprint of the signals that it may measure: no two measure the same."""
+    begin: float = field(default_factory=time.monotonic)
+
+
 class Runner:
     """Works on an experiment in its folder.
 
     Args:
         only, task: work on this method, or this task, alone. minutes: begin no piece of work after so many.
+        workers: so many pieces are done at a time, each with its share of the threads.
     """
 
     def __init__(
@@ -55,11 +74,12 @@ class Runner:
         task: str | None = None,
         minutes: float | None = None,
         quiet: bool = False,
+        workers: int = 1,
     ) -> None:
-        self.protocol, self.only, self.task, self.quiet = protocol, only, task, quiet
+        self.protocol, self.only, self.task, self.quiet, self.workers = protocol, only, task, quiet, workers
         self.store = Store(Path(protocol.output) / protocol.name)
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
-        self._threads = torch.get_num_threads()
+        self._threads = max(1, torch.get_num_threads() // workers)
         self._stopped = False
         self._bar: Bar | None = None
 
@@ -96,7 +116,7 @@ class Runner:
         facts = Facts(fingerprint=self.base.fingerprint, total_parameters=anatomy.total_parameters, bfloat16=bfloat16,
                       blocks=[sum(anatomy.sizes[name] for name in block.parameters) for block in anatomy.blocks])  # fmt: skip
         write_atomically(self.store.facts, facts.model_dump_json(indent=1))
-        machine = environment() | {"threads": self._threads}
+        machine = environment() | {"threads": self._threads, "workers": self.workers}
         write_atomically(self.store.folder / "environment.json", json.dumps(machine, indent=1))
         return facts
 
@@ -123,73 +143,138 @@ class Runner:
             raise UserError(f"{what}: {failed}")
 
     def _work(self, plan: Plan) -> None:
-        slots = list(plan.slots(self.only, self.task))
-        with Bar(plan, slots, self.quiet) as self._bar:
-            for slot in slots:
-                while (missing := plan.next(slot)) is not None:
-                    if self._late:
+        """Do the missing pieces in the order of the cells, so many at a time; a cell that waits for another is asked again later."""
+        slots, running = list(plan.slots(self.only, self.task)), dict[Slot, Job]()
+        with Bar(plan, slots, self.quiet, self.workers) as self._bar:
+            try:
+                while True:
+                    for slot in [slot for slot in slots if slot not in running]:
+                        if len(running) == self.workers or self._late:
+                            break
+                        if self._next(plan, slot, running):
+                            slots.remove(slot)
+                    if not running:
                         return
-                    self._bar.doing(slot, missing.where)
-                    begin = time.monotonic()
-                    self._piece(plan, slot, missing)
-                    self._bar.took(slot, missing.where, time.monotonic() - begin)
-                plan.tidy(slot)
-                self._bar.finished(slot)
+                    slot, job, status = self._wait(running)
+                    self._bar.took(slot, job.where, time.monotonic() - job.begin)
+                    self._ended(job, status)
+            finally:
+                self._end_all(running)
 
-    def _piece(self, plan: Plan, slot: Slot, missing: Missing) -> None:
+    def _next(self, plan: Plan, slot: Slot, running: dict[Slot, Job]) -> bool:
+        """Begin the next piece of a cell, if nobody else does it; return whether the cell is finished, or has failed."""
+        while (missing := plan.next(slot)) is not None:
+            others = running.values()
+            signals = plan.signals_key(slot) if missing.where == "choices" and self.protocol.axis == "examples" else None
+            if any(missing.key == job.key or (signals is not None and signals == job.signals) for job in others):
+                return False
+            job = self._piece(plan, slot, missing)
+            if job is not None:
+                job.signals = signals
+                running[slot] = job
+                assert self._bar is not None
+                self._bar.doing({slot: job.where for slot, job in running.items()})
+                return False
+        if running and plan.cell(slot).failed is not None:  # it may wait for a cell that is being worked on
+            return False
+        plan.tidy(slot)
+        assert self._bar is not None
+        self._bar.finished(slot)
+        return True
+
+    def _wait(self, running: dict[Slot, Job]) -> tuple[Slot, Job, int]:
+        """Wait until one of them has ended, take it out, and return its cell, itself and its exit status."""
+        while True:
+            for slot, job in running.items():
+                if (status := job.process.status()) is not None:
+                    return slot, running.pop(slot), status
+            self._tick(running.values())
+
+    def _end_all(self, running: dict[Slot, Job]) -> None:
+        """End what is still running, after an error."""
+        for job in running.values():
+            job.process.tell()
+        for job in running.values():
+            while job.process.status() is None:
+                time.sleep(0.02)
+
+    def _piece(self, plan: Plan, slot: Slot, missing: Missing) -> Job | None:
+        """Begin a piece of work; None where another must be done before."""
         store, recipe, base, task = self.store, missing.recipe, self.base, self.protocol.tasks[slot.task]
         data, room = store.room("data", plan.data_keys[slot.task]), store.room(missing.where, missing.key)
         if missing.where == "choices":
             fitted = plan.fitted(slot)
             library = store.room("signals", plan.signals_key(slot))
             minutes = self.protocol.choosing_minutes
-            self._do("choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted, library), minutes)
-        elif missing.where == "trials":
+            return self._begin(
+                "choices", missing.key, Choice(), lambda: jobs.choose(recipe, data, base, room, fitted, library), minutes
+            )
+        if missing.where == "trials":
             chosen = store.room("choices", missing.choice_key) / jobs.CHOSEN
             empty = Trial(learning_rate=recipe.training.learning_rate or 0.0)
-            self._do("trials", missing.key, empty, lambda: jobs.train(recipe, data, base, room, chosen))
-        else:
-            trained = store.room("trials", missing.trial_key)
-            if not (trained / "specialist").is_dir():  # it was beaten once, and removed
-                store.file("trials", missing.trial_key).unlink()
-                return
-            known = store.read(Measured, "measured", plan.measured_key(slot.task))
-            assert known is not None
-            cell, before = plan.unmeasured(slot, missing), known.benchmarks
-            self._do("cells", missing.key, cell,
-                     lambda: cell.model_copy(update={"benchmarks": jobs.measure(recipe, task, base, trained, before)}))  # fmt: skip
+            return self._begin("trials", missing.key, empty, lambda: jobs.train(recipe, data, base, room, chosen))
+        trained = store.room("trials", missing.trial_key)
+        if not (trained / "specialist").is_dir():  # it was beaten once, and removed
+            store.file("trials", missing.trial_key).unlink()
+            return None
+        known = store.read(Measured, "measured", plan.measured_key(slot.task))
+        assert known is not None
+        cell, before = plan.unmeasured(slot, missing), known.benchmarks
+        return self._begin("cells", missing.key, cell,
+                           lambda: cell.model_copy(update={"benchmarks": jobs.measure(recipe, task, base, trained, before)}))  # fmt: skip
 
-    def _do(self, where: str, key: str, empty: Piece, work: Callable[[], Piece], minutes: float | None = None) -> None:
-        """Do a piece in a process of its own; its result, or why there is none, is one file. After so many minutes it has failed.
-
-        Raises:
-            UserError: the disk cannot be written.
-        """
+    def _begin(self, where: str, key: str, empty: Piece, work: Callable[[], Piece], minutes: float | None = None) -> Job:
+        """Begin a piece in a process of its own; its result, or why there is none, is one file. After so many minutes it has failed."""
 
         def recorded() -> None:
             try:
                 piece = work()
+            except Interrupted:  # no failure: it has left a checkpoint
+                raise
             except Exception as error:
                 piece = empty.model_copy(update={"failed": reason(error, self.store.folder / "errors" / f"{key}.txt")})
             self.store.write(where, key, piece)
 
-        status = forked(recorded, self._threads, self._tick, None if minutes is None else 60 * minutes)
+        process = Forked(recorded, self._threads, None if minutes is None else 60 * minutes)
+        return Job(where, key, empty, process, minutes)
+
+    def _ended(self, job: Job, status: int) -> None:
+        """Record what a piece that has died died of.
+
+        Raises:
+            UserError: the disk cannot be written.
+        """
         if status == EXIT_DISK:
             raise UserError("the disk is full or cannot be written", file=self.store.folder,
                             mend="free space, or name another output; then the same command goes on")  # fmt: skip
         if status == EXIT_INTERRUPTED or self._stopped:
             self._stopped = True
-        elif status == EXIT_LATE:
-            self.store.write(where, key, empty.model_copy(update={"failed": f"not done after {minutes:g} minutes"}))
+            return
+        if status == EXIT_LATE:
+            failed = f"not done after {job.minutes:g} minutes"
         elif status:
             time.sleep(1)  # whoever kills all processes has now killed this one too
             how = "was killed; out of memory, most likely" if status == -signal.SIGKILL else f"died (exit status {status})"
-            self.store.write(where, key, empty.model_copy(update={"failed": f"its process {how}"}))
+            failed = f"its process {how}"
+        else:
+            return
+        self.store.write(job.where, job.key, job.empty.model_copy(update={"failed": failed}))
 
-    def _tick(self) -> bool:
+    def _do(self, where: str, key: str, empty: Piece, work: Callable[[], Piece]) -> None:
+        """Do a piece to its end, alone."""
+        job = self._begin(where, key, empty, work)
+        while (status := job.process.status()) is None:
+            self._tick([job])
+        self._ended(job, status)
+
+    def _tick(self, jobs: Iterable[Job]) -> None:
+        """Wait a moment; after Ctrl-C tell everyone."""
+        if self._stopped:
+            for job in jobs:
+                job.process.tell()
         if self._bar is not None:
             self._bar.tick()
-        return self._stopped
+        time.sleep(0.02)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

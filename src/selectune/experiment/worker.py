@@ -30,7 +30,7 @@ def main() -> int:
     try:
         protocol = load(file)
         protocol = protocol.model_copy(update={"data_root": options["data_root"] or protocol.data_root})
-        runner = Runner(protocol, options["only"], options["task"], options["minutes"], options["quiet"])
+        runner = Runner(protocol, options["only"], options["task"], options["minutes"], options["quiet"], options["workers"])
         status = 0
         if not options["page_only"]:
             if options["retry_failed"]:
