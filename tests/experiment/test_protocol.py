@@ -157,6 +157,19 @@ def test_a_rank_is_the_largest_that_fits(llama_folder):
     assert fit_rank(described, base, everything, 3 * each).alpha == 6
 
 
+def test_a_rank_is_one_that_the_form_takes(llama_folder):
+    from selectune.experiment.budget import fit_rank
+    from selectune.models import load_base
+    from selectune.parameters import Selection
+
+    base = load_base(llama_folder)
+    selection, form = Selection.all(base.model), catalogue.create("adapters", "snella")
+    counts = {rank: form.model_copy(update={"rank": rank}).count(base, selection) for rank in (2, 4, 5, 6)}
+    assert fit_rank(form, base, selection, counts[5]).rank == 4
+    assert fit_rank(form, base, selection, counts[6]).rank == 6
+    assert fit_rank(form, base, selection, 1).rank == 2
+
+
 def test_a_short_name_is_a_way_of_choosing_or_a_form():
     assert MethodLine.model_validate("lora:rank=4").form == "lora:rank=4"
     line = MethodLine.model_validate("fisher_blocks:examples=4")

@@ -126,3 +126,14 @@ def test_a_tensor_with_a_recipe_is_kept_where_nothing_is_recomputed():
     value = recomputed_by(torch.ones(3, 5), lambda: pytest.fail("made again"))
     (value @ weight).sum().backward()
     assert torch.equal(weight.grad, torch.full((5, 5), 3.0))
+
+
+def test_sparse_tensors_are_kept_as_they_are():
+    """Those of PEFT's sparse adapter."""
+    kept, value = [], torch.tensor([2.0, 3.0], requires_grad=True)
+    with recomputing(lambda one: kept.append(one.numel())):
+        recomputed_by(torch.ones(1, requires_grad=True) * 1, lambda: torch.ones(1))
+        sparse = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), value, (4,))
+        found = (sparse * sparse).to_dense().sum()  # a product keeps its factors
+    found.backward()
+    assert value.grad.tolist() == [4.0, 6.0] and sum(kept) >= 4

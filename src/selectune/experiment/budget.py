@@ -120,9 +120,11 @@ def fit_knob(parameters: Any, knob: str, entries: int, count: Callable[[Any], in
 
 
 def fit_rank(form: Any, base: Base, selection: Selection, entries: int) -> Any:
-    """Return a form with the largest rank whose count does not exceed so many entries (at least one); alpha keeps its ratio to it."""
-    one, two = (form.model_copy(update={"rank": rank}).count(base, selection) for rank in (1, 2))
-    rank = max(1, 1 + (entries - one) // (two - one))
+    """Return a form with the largest rank whose count does not exceed so many entries (at least the least that it takes); alpha keeps its
+    ratio to it."""
+    step = next((rule.multiple_of for rule in type(form).model_fields["rank"].metadata if hasattr(rule, "multiple_of")), 1)
+    one, two = (form.model_copy(update={"rank": rank}).count(base, selection) for rank in (step, 2 * step))
+    rank = max(1, 1 + (entries - one) // (two - one)) * step
     changed = {"rank": rank}
     if "alpha" in type(form).model_fields:
         changed["alpha"] = form.alpha * rank / form.rank

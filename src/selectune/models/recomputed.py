@@ -52,6 +52,10 @@ def recomputing(note: Callable[[Tensor], None] = lambda kept: None) -> Iterator[
     global _recipes
 
     def pack(value: Tensor) -> Any:
+        if value.is_sparse:  # it has no storage of its own, and no recipe
+            note(value._indices())
+            note(value._values())
+            return value.detach()
         known = _recipes.get(value.untyped_storage()._cdata) if _recipes else None
         if known is not None:
             return known[1], value.size(), value.stride(), value.storage_offset()
