@@ -51,7 +51,8 @@ def by_hand(name, logits, reference, target):
 @pytest.mark.parametrize("chunk", [512, 7])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_losses_and_gradients_are_those_of_the_formula(choice, chunk, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    for name in ("CHUNK", "CHUNK_OF_TRAINED_HEAD"):
+        monkeypatch.setattr(module, name, chunk)
     states, labels, weight, weights, other = batch()
     states.requires_grad_(True)
     weight.requires_grad_(True)
