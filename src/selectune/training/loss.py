@@ -88,17 +88,31 @@ class LossOfModel(nn.Module):
             input_ids, position_ids, labels: ``(batch, length)`` int64. weights: of the tokens in ``labels``, the same shape.
             row: ``(batch,)`` numbers of the sequences, for what is remembered of each.
         """
-        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
-        if self.by_record:
-            inputs["records"] = record_spans(position_ids, labels)
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self._in_bfloat16):
+        inputs = self._inputs(input_ids, position_ids, labels)
+        with self.autocast():
             reference = self._ask_reference(inputs) if self.objective.needs_reference else None
-            with (
-                self.prefix.batch(row) if self.prefix is not None and row is not None else nullcontext(),
-                nullcontext() if self.is_activation_checkpointing else recomputing(),
-            ):
-                hidden = self.split.hidden(**inputs)
+            hidden = self._hidden(inputs, row)
             return self.objective.loss(self.split.logits, hidden, labels, weights, reference, self.split.head_parameters()).total
+
+    def states(
+        self, input_ids: Tensor, position_ids: Tensor, labels: Tensor, weights: Tensor | None = None, row: Tensor | None = None
+    ) -> Tensor:
+        """Return the last hidden states of a batch, ``(batch, length, hidden size)``; the vocabulary is not met."""
+        with self.autocast():
+            return self._hidden(self._inputs(input_ids, position_ids, labels), row)
+
+    def autocast(self) -> Any:
+        """Return the precision that the model computes in, as a context."""
+        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16, enabled=self._in_bfloat16)
+
+    def _inputs(self, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> dict[str, Any]:
+        records = {"records": record_spans(position_ids, labels)} if self.by_record else {}
+        return {"input_ids": input_ids, "position_ids": position_ids, **records}
+
+    def _hidden(self, inputs: dict[str, Any], row: Tensor | None) -> Tensor:
+        remembered = self.prefix.batch(row) if self.prefix is not None and row is not None else nullcontext()
+        with remembered, nullcontext() if self.is_activation_checkpointing else recomputing():
+            return self.split.hidden(**inputs)
 
     @torch.no_grad()
     def _ask_reference(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:

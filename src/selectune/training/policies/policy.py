@@ -112,6 +112,11 @@ class Stage:
         total: Tensor = self.whole(**batch)
         return total / (batch["labels"][:, 1:] != -100).sum().clamp(min=1)
 
+    def states(self, batch: Batch) -> Tensor:
+        """Return the last hidden states of a batch, ``(sequences, length, hidden size)``; no loss is made."""
+        self.meter.count(forward=batch["input_ids"].numel(), backward=batch["input_ids"].numel() * torch.is_grad_enabled())
+        return self.whole.states(**batch)
+
     def gradient(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return the gradient of :meth:`mean_loss` by name, of some or of all that trains; those of the step stay as they are."""
         with torch.enable_grad():
@@ -121,7 +126,7 @@ class Stage:
 
     def autocast(self) -> Any:
         """Return the precision that the model computes in, as a context."""
-        return torch.autocast(next(self.whole.parameters()).device.type, torch.bfloat16, enabled=self.whole._in_bfloat16)
+        return self.whole.autocast()
 
     @contextmanager
     def own_attention(self) -> Iterator[None]:

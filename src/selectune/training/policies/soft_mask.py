@@ -18,7 +18,7 @@ from torch.nn import functional
 from selectune.models.anatomy import Block
 from selectune.training.policies.dropout import branches, dropping
 from selectune.training.policies.masked import Masked
-from selectune.training.policies.policy import Batch, Stage, last_states
+from selectune.training.policies.policy import Batch, Stage
 
 _OUTPUTS = ("up", "gate_up", "down")
 _HEADS = ("query", "key", "value")
@@ -100,10 +100,10 @@ def disagreement(stage: Stage, batch: Batch, drop: list[nn.Module], share: float
     said = []
     for sub_network in (0, 1):
         source = stage.generator(f"soft/{number}/{sub_network}")
-        with dropping(drop if share else [], share, source), last_states(stage.whole) as found:
-            stage.mean_loss(batch)
+        with dropping(drop if share else [], share, source):
+            states = stage.states(batch)
         with stage.autocast():
-            said.append(stage.whole.split.logits(found[0]).float().log_softmax(-1).flatten(0, 1))
+            said.append(stage.whole.split.logits(states).float().log_softmax(-1).flatten(0, 1))
     return functional.kl_div(said[0], said[1], reduction="batchmean", log_target=True)
 
 
