@@ -26,6 +26,7 @@ AXES = {
     "adapters": "selectune.adapters",
     "objectives": "selectune.objectives",
     "policies": "selectune.training.policies",
+    "merging": "selectune.merging",
 }
 """Axis -> the package whose modules hold its methods."""
 _REGISTRY: dict[str, dict[str, type[Method]]] = {}

@@ -63,6 +63,7 @@ Examples = Annotated[
 Policy = Annotated[
     str | None, typer.Option(help="What acts while it trains: gradient_mask:keep=0.2, ... See selectune methods policies.")
 ]
+Finish = Annotated[str | None, typer.Option(help="What is kept of the training: recovery, ... See selectune methods merging.")]
 Benchmarks = Annotated[str | None, typer.Option(help="General benchmarks, separated by commas: probe,hellaswag,...")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder with local copies of the benchmarks.")]
 Items = Annotated[int | None, typer.Option(help="Items of each benchmark.")]
@@ -88,6 +89,7 @@ def _recipe_options(
     parameters: Parameters = None,
     examples: Examples = None,
     policy: Policy = None,
+    finish: Finish = None,
     benchmarks: Benchmarks = None,
     data_root: DataRoot = None,
     items: Items = None,
@@ -189,7 +191,7 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-_TOP = ("base", "examples", "form", "parameters", "policy", "output", "name", "seed", "trust_remote_code")
+_TOP = ("base", "examples", "form", "parameters", "policy", "finish", "output", "name", "seed", "trust_remote_code")
 _SECTIONS = {
     "data": ("test", "columns", "limit"),
     "training": ("epochs", "learning_rate"),

@@ -1,4 +1,4 @@
-"""The chain: prepare, measure base, choose, train, measure specialist, judge, report.
+"""The chain: prepare, measure base, choose, train, finish, measure specialist, judge, report.
 
 Knows: the order of the stages, what each reads and writes, and what makes a finished stage stale.
 Does not know: how any stage does its work; every folder of the package answers its own question.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -132,6 +133,7 @@ def execute(run: Run, quiet: bool = False) -> Run:
     chain.choose_examples()
     chain.choose()
     chain.train()
+    chain.finish()
     chain.measure_specialist()
     chain.judge()
     chain.report()
@@ -225,6 +227,16 @@ class Chain:
         return policy.for_run(self.recipe.parameters)
 
     @cached_property
+    def finishing(self) -> Any:
+        from selectune.adapters.attached import AttachedForm
+
+        finishing = catalogue.create("merging", self.recipe.finish, "finish")
+        if finishing.name != "none" and isinstance(self.form, AttachedForm):
+            raise UserError(f"the form '{self.form.name}' changes no weights of the base that could return", field="finish",
+                            expected="a form whose change can be merged, such as full or lora", mend="leave `finish` out")  # fmt: skip
+        return finishing
+
+    @cached_property
     def training(self) -> Recipe:
         """The recipe with training as the policy needs it."""
         return self.recipe.model_copy(update={"training": self.policy.settings(self.recipe.training)})
@@ -295,6 +307,7 @@ class Chain:
                 self.parameters,
                 self.objective,
                 self.policy,
+                self.finishing,
             )  # a wrong choice is told before any work
             assert all(catalogue_of_choices)
             self.run.write("environment.json", models.environment())
@@ -510,10 +523,48 @@ class Chain:
         meter.count(flops=training.flops(made.base.anatomy, made.model, meter.cost, result.skipped_tokens))
         if not processes.first():
             return
+        shutil.rmtree(self.run.path(TRAINED), ignore_errors=True)
         with folder_atomically(self.run.path("specialist")) as folder:
             self.form.save(made.model, made.base, result.touched or made.selection, folder)
         meter.count(written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()))
         self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss})
+
+    def finish(self) -> None:
+        """Change what was trained once more, where the recipe says so; what training left is kept beside it."""
+        from selectune.training import processes
+
+        trained, specialist = self.run.path(TRAINED), self.run.path("specialist")
+
+        def put_back() -> None:
+            if trained.exists():
+                shutil.rmtree(specialist, ignore_errors=True)
+                trained.rename(specialist)
+            for told in ("finish.json", "stages/finish.json"):
+                self.run.path(told).unlink(missing_ok=True)
+
+        def work(meter: Meter) -> None:
+            from selectune.merging.delta import Delta
+            from selectune.merging.export import merged
+            from selectune.models import load_base
+
+            put_back()
+            model, base = (
+                load_base(self.recipe.base, dtype="float32", trust_remote_code=self.recipe.trust_remote_code) for _ in range(2)
+            )
+            plain = merged(model, specialist)
+            told = self.finishing.finish(plain, self.context(base, meter))
+            delta = Delta.of(base, plain.to(base.dtype))
+            specialist.rename(trained)
+            with folder_atomically(specialist) as folder:
+                delta.save(folder, original=False)
+            meter.count(written=sum(file.stat().st_size for file in specialist.iterdir()))
+            self.run.write("finish.json", {"method": self.finishing.describe(), "told": told})
+
+        if self.finishing.name == "none":
+            if processes.first():
+                put_back()
+            return
+        self.stage("finish", {"finish": self.finishing.describe(), "seed": self.recipe.seed}, work)
 
     def _plan(self, made: _Trainable) -> Any:
         from selectune import training
@@ -579,7 +630,7 @@ class Chain:
         from selectune.adapters import load_specialist
 
         def work(meter: Meter) -> None:
-            base = self.load_base()
+            base = self.load_base(quantised=self.finishing.name == "none")  # what was finished are the base's own weights
             tokenizer = base.tokenizer
             model = load_specialist(base, self.run.path("specialist"))
             meter.watch(model, base.anatomy.total_parameters)
@@ -632,6 +683,7 @@ class Chain:
 
 _REHEARSED = 6
 """Examples on which a prediction chooses. Each has a length of its own, as those of the run will have, and compiles kernels for it."""
+TRAINED = "trained"
 _TOGETHER = "training_cost.json"  # what several processes cost, for the one that started them
 MEASUREMENTS = 3
 """Raise it when what is measured changes: kept measurements of bases are then taken anew."""

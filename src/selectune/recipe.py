@@ -191,6 +191,8 @@ class Recipe(Section):
     """By which loss; ``selectune methods objectives`` lists the answers."""
     policy: MethodChoice = "none"
     """What acts while the model trains; ``selectune methods policies`` lists the answers."""
+    finish: MethodChoice = "none"
+    """What is kept of the training; ``selectune methods merging`` lists the answers."""
     training: TrainingRecipe = Field(default_factory=TrainingRecipe)
     budget: BudgetRecipe = Field(default_factory=BudgetRecipe)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)

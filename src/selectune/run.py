@@ -16,6 +16,7 @@ A run folder::
     metrics.jsonl          one line per logged step
     checkpoints/           what training resumes from
     specialist/            the result: an adapter in PEFT's format, or the changed tensors
+    trained/               what training left, where the recipe finishes it (finish.json says what came of that)
     evaluation.json        Evaluation of the specialist
     verdict.json           Verdict: every difference with its interval
     samples.json           answers before and after
@@ -333,8 +334,9 @@ class Run:
     def costs(self) -> list[Cost]:
         """Return the cost of every finished stage, in the order of the chain."""
         stages = [self.read(f"stages/{path.name}", Stage) for path in self.path("stages").glob("*.json")]
-        order = {name: index for index, name in enumerate(STAGES)}
-        return [stage.cost for stage in sorted(stages, key=lambda stage: order.get(stage.name, 99))]
+        return [stage.cost for stage in sorted(stages, key=lambda stage: _CHAIN.index(stage.name))]
 
 
-STAGES = ("prepare", "measure_base", "choose", "train", "measure_specialist", "judge", "report")
+_CHAIN = ("prepare", "measure_base", "choose_examples", "choose", "train", "finish", "measure_specialist", "judge", "report")
+STAGES = tuple(name for name in _CHAIN if name not in ("choose_examples", "finish"))
+"""The stages of every run."""

@@ -41,6 +41,7 @@ class Fitted:
     form: dict[str, Any]
     objective: dict[str, Any]
     policy: dict[str, Any]
+    finish: dict[str, Any]
     entries: int | None = None
     """The budget, where something is left to be fitted once entries are chosen: the form's rank, or ``knob``."""
     knob: str | None = None
@@ -92,10 +93,10 @@ def fit_examples(line: MethodLine, budget: float) -> Fitted:
 def _fitted(
     line: MethodLine, examples: Any, parameters: Any, form: Any, entries: int | None = None, knob: str | None = None
 ) -> Fitted:
-    objective, policy = catalogue.create("objectives", line.objective), catalogue.create("policies", line.policy)
-    return Fitted(
-        examples.describe(), parameters.describe(), form.describe(), objective.describe(), policy.describe(), entries, knob
-    )
+    choices = {"objectives": line.objective, "policies": line.policy, "merging": line.finish}
+    rest = [catalogue.create(axis, choice) for axis, choice in choices.items()]
+    objective, policy, finish = (method.describe() for method in rest)
+    return Fitted(examples.describe(), parameters.describe(), form.describe(), objective, policy, finish, entries, knob)
 
 
 def fit_knob(parameters: Any, knob: str, entries: int, count: Callable[[Any], int]) -> Any:

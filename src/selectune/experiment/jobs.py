@@ -62,7 +62,11 @@ def prepare(task: Task, data: DataRecipe, folder: Path, pool: PlantedPool | None
 
 def open_run(folder: Path, recipe: Recipe, data: Path) -> Run:
     """Make a run folder whose data are those of the task, or take one up again."""
-    run = Run.create(folder, recipe)
+    try:
+        run = Run.create(folder, recipe)
+    except UserError:  # begun by a version that wrote the same recipe in other words
+        shutil.rmtree(folder)
+        run = Run.create(folder, recipe)
     run.path("data").mkdir(exist_ok=True)
     for split in SPLITS:
         _link(data / f"{split}.jsonl", run.path("data", f"{split}.jsonl"))
@@ -129,13 +133,14 @@ def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> T
         run.write("plan.json", {"steps": settings.max_steps, "micro_batch_sequences": settings.micro_batch_sequences})
     chain = Chain(run, recipe, quiet=True, loaded=base)
     chain.train()
+    chain.finish()
     steps, loss, step_seconds = _result(run)
     if loss is None or not math.isfinite(loss):
         raise UserError(f"the development loss is {loss}", field="learning_rates")
     for rest in ("checkpoints", "prefix"):
         shutil.rmtree(run.path(rest), ignore_errors=True)
     return Trial(learning_rate=recipe.training.learning_rate or 0.0, dev_loss=loss, steps=steps,
-                 entries=count_values(run.path("specialist")), cost=run.costs()[-1], step_seconds=step_seconds)  # fmt: skip
+                 entries=count_values(run.path("specialist")), cost=reduce(Cost.after, run.costs()), step_seconds=step_seconds)  # fmt: skip
 
 
 def measure(recipe: Recipe, task: Task, base: Base, room: Path, known: list[Benchmark]) -> list[Benchmark]:

@@ -64,6 +64,7 @@ class MethodLine(Section):
     others."""
     objective: MethodChoice = "cross_entropy"
     policy: MethodChoice = "none"
+    finish: MethodChoice = "none"
     fit: str | None = None
     """The whole-number hyper-parameter of ``parameters`` that is raised until the budget is full; left out: ``entries``, ``k``, or the
     rank of the form, whichever there is."""

@@ -221,6 +221,7 @@ def paper_of(line: MethodLine) -> str:
         ("parameters", "parameters"),
         ("adapters", "form"),
         ("policies", "policy"),
+        ("merging", "finish"),
         ("objectives", "objective"),
     )
     papers = [type(catalogue.create(axis, getattr(line, key) or "all")).paper

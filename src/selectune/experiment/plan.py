@@ -128,7 +128,7 @@ class Plan:
             "name": "piece", "base": self.protocol.base, "trust_remote_code": self.protocol.trust_remote_code,
             "data": self.data(slot.task).model_dump(), "training": training.model_dump(), "seed": slot.seed,
             "examples": fitted.examples, "parameters": (choice or fitted).parameters, "form": (choice or fitted).form,
-            "objective": fitted.objective, "policy": fitted.policy,
+            "objective": fitted.objective, "policy": fitted.policy, "finish": fitted.finish,
         })  # fmt: skip
 
     def training(self, slot: Slot, steps: int | None = None) -> TrainingRecipe:
@@ -138,8 +138,9 @@ class Plan:
 
     def trial_key(self, slot: Slot, choice: Choice, rate: float, steps: int | None = None) -> str:
         fitted = self.fitted(slot)
+        finish = {} if fitted.finish["method"] == "none" else {"finish": fitted.finish}
         return key_of(choice=self.choice_key(slot), form=choice.form, objective=fitted.objective, policy=fitted.policy,
-                      training=training_key(self.training(slot, steps)), rate=rate)  # fmt: skip
+                      training=training_key(self.training(slot, steps)), rate=rate, **finish)  # fmt: skip
 
     def trials(self, slot: Slot, choice: Choice) -> dict[float, tuple[str, Trial | None]] | str:
         """Return the trials of a cell by learning rate, each with its key and what is known of it; or why there can be none."""
@@ -253,7 +254,7 @@ class Plan:
         assert choice is not None and trial is not None
         training = missing.recipe.training.model_dump(mode="json", exclude_defaults=True)
         methods = {"examples": fitted.examples, "parameters": choice.parameters, "form": choice.form, "objective": fitted.objective,
-                   "policy": fitted.policy}  # fmt: skip
+                   "policy": fitted.policy, "finish": fitted.finish}  # fmt: skip
         return self.described(slot, Cell(
             table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed, entries=trial.entries,
             learning_rate=trial.learning_rate, steps=trial.steps, choose=choice.cost, train=trial.cost,

@@ -213,6 +213,7 @@ def _check_method(line: MethodLine, file: str | Path, number: int) -> None:
         "adapters": "form",
         "objectives": "objective",
         "policies": "policy",
+        "merging": "finish",
     }
     for axis, key in axes.items():
         try:

@@ -102,10 +102,14 @@ class Delta:
             {name: pair[1] for name, pair in pairs.items()},
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the delta into a folder, which :func:`selectune.adapters.load_specialist` reads too."""
+    def save(self, folder: Path, original: bool = True) -> None:
+        """Write the delta into a folder, which :func:`selectune.adapters.load_specialist` reads too.
+
+        Args:
+            original: with the base's values beside the changed ones.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        for file, values in ((CHANGED, self.after), (ORIGINAL, self.before)):
+        for file, values in ((CHANGED, self.after), (ORIGINAL, self.before))[: 1 + original]:
             save_file({name: value.contiguous() for name, value in values.items()}, folder / file)
         if not self.selection.whole():
             self.selection.save(folder / PLACES)

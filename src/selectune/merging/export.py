@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from selectune.errors import UserError
 from selectune.run import Run, folder_atomically
+
+if TYPE_CHECKING:
+    from selectune.models import Base
 
 TEXTS = (
     "The river runs past the mill and under the old bridge.",
@@ -84,15 +87,19 @@ def merge(run: Run) -> tuple[Any, Any, torch.dtype]:
 
     A QLoRA adapter is merged into the base's own weights, not into their 4-bit copies.
     """
-    from selectune.adapters import load_specialist
     from selectune.models import load_base
 
     recipe = run.recipe
     base = load_base(recipe.base, dtype=torch.float32, trust_remote_code=recipe.trust_remote_code)
-    model = load_specialist(base, run.path("specialist"))
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    return model.eval(), base.tokenizer, base.dtype
+    return merged(base, run.path("specialist")), base.tokenizer, base.dtype
+
+
+def merged(base: Base, folder: Path) -> Any:
+    """Put a saved specialist onto its fp32 base, which it changes, and return it as a plain model."""
+    from selectune.adapters import load_specialist
+
+    model = load_specialist(base, folder)
+    return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).eval()
 
 
 @torch.no_grad()

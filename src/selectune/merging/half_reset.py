@@ -1,6 +1,7 @@
 """Half reset: after training, a random half of the matrices goes back to the base, and what was learnt mostly stays.
 
-Knows: that the draw is half fine-tuning's (``parameters/half.py``), and that a delta without some tensors is the reset specialist.
+Knows: that the draw is half fine-tuning's (``parameters/half.py``), and that a delta without some tensors is the reset specialist. A recipe names
+it (``finish: half_reset``), and any delta can be reset later.
 Does not know: how the specialist was trained.
 
 Source: the motivating experiment of *HFT: Half Fine-Tuning for Large Language Models*, ACL 2025, arXiv 2404.18466.
@@ -8,16 +9,45 @@ Source: the motivating experiment of *HFT: Half Fine-Tuning for Large Language M
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 
 from selectune.merging.delta import Delta
+from selectune.merging.method import Finish
 from selectune.parameters.half import Level, draw
 from selectune.parameters.selection import Selection
 
 if TYPE_CHECKING:
     from selectune.models import Base
+    from selectune.parameters.method import Context
+
+
+class HalfReset(Finish):
+    """A random half of the matrices of every block goes back."""
+
+    name: ClassVar[str] = "half_reset"
+    paper: ClassVar[str] = "HFT: Half Fine-Tuning for Large Language Models, ACL 2025, arXiv 2404.18466"
+    summary: ClassVar[str] = "A random half of each block's matrices and norms returns to the base's values."
+    departs: ClassVar[str] = (
+        "Ratios other than one half are not in the paper: a share that is no whole number is evened out over the blocks."
+    )
+
+    level: Level = "category"
+    """Where halves are drawn: among like matrices of a block, among blocks, or among all matrices and norms."""
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share that returns."""
+    balanced: bool = False
+    """Only draws whose number of entries comes closest to the ratio."""
+
+    @torch.no_grad()
+    def finish(self, model: Any, context: Context) -> dict[str, Any]:
+        reset = draw(context.base.anatomy, context.generator, level=self.level, ratio=self.ratio, balanced=self.balanced)
+        values, originals = dict(model.named_parameters()), dict(context.base.model.named_parameters())
+        for name in reset:
+            values[name].copy_(originals[name])
+        return {"weights returned": sum(originals[name].numel() for name in reset)}
 
 
 def half_reset(

@@ -4,8 +4,8 @@ The direction of a set of prompts is the mean hidden state of their last tokens 
 brings the specialist's direction nearer to the base's (the sign of the gradient says so, its size ranks them) return, some in each step.
 Where the specialist then does worse at its own task, each step also gives a share of these weights back: those whose value the task's
 own direction asks for most.
-Knows: directions, the choice of weights, the rollback and the search among checkpoints. Does not know: how the task is measured, or how
-the specialist was trained.
+Knows: directions, the choice of weights, the rollback and the search among checkpoints; what the prompts are where a recipe names it
+(``finish: recovery``). Does not know: how the specialist was trained.
 
 Source: *Alleviating the Fear of Losing Alignment in LLM Fine-tuning*, IEEE S&P 2025, arXiv 2504.09757; there the prompts are harmful ones, here any.
 """
@@ -15,16 +15,75 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from selectune.errors import UserError
+from selectune.merging.method import Finish
 from selectune.models.anatomy import Anatomy
 from selectune.models.head import SplitModel
 
+if TYPE_CHECKING:
+    from selectune.parameters.method import Context
+
 Prompts = Sequence[Sequence[int]]
+
+
+class Recovery(Finish):
+    """What general prompts hang on goes back."""
+
+    name: ClassVar[str] = "recovery"
+    paper: ClassVar[str] = "Alleviating the Fear of Losing Alignment in LLM Fine-tuning, IEEE S&P 2025, arXiv 2504.09757"
+    summary: ClassVar[str] = (
+        "Weights whose return brings general prompts back to where the base had them return, while the target hardly suffers."
+    )
+    departs: ClassVar[str] = (
+        "The prompts are general ones (built in) instead of harmful ones, and the task's measure is the loss of the development records' "
+        "responses. Prompts are passed one by one, so that nothing is padded."
+    )
+
+    depth: Annotated[float, Field(gt=0, lt=1)] = 2 / 3
+    """Share of the blocks whose weights may return; the direction is looked at behind them."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.002
+    """Of the weights of all blocks, the share that may return in a step."""
+    steps: Annotated[int, Field(gt=0)] = 20
+    """Steps at most."""
+    warm_up: Annotated[int, Field(gt=0)] = 5
+    """Steps before the task is first measured."""
+    every: Annotated[int, Field(gt=0)] = 5
+    """Steps between checkpoints."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.05
+    """Largest rise of the development loss, relative to the specialist's."""
+    rollback: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Of the weights that returned in a step, the share that is given back, where the task suffers."""
+    examples: Annotated[int, Field(gt=0)] = 256
+    """Prompts of each kind, at most."""
+    batch: Annotated[int, Field(gt=0)] = 8
+    """Prompts whose mean state is compared."""
+
+    def finish(self, model: Any, context: Context) -> dict[str, Any]:
+        from selectune.parameters.factors.trial import loss_on
+
+        blocks = len(context.base.anatomy.blocks)
+        values = self.model_dump(include={"rate", "steps", "warm_up", "every", "tolerance", "rollback", "batch"})
+        settings = Settings(block=min(max(round(self.depth * blocks), 1), blocks - 1), **values)
+        general, own = (
+            [context.encoder.prompt_ids(one.prompt) for one in records[: self.examples] if one.messages]
+            for records in (context.general, context.train)
+        )
+        if not own:
+            raise UserError(
+                "recovery needs prompts: these records are raw text", field="finish", expected="questions with answers"
+            )
+        held_out = context.dev or context.train[: self.examples]
+        done = recover(model, context.base.model, general, own, lambda one: -loss_on(context, held_out, one), settings)
+        return {
+            "weights returned": done.returned, "steps": done.steps, "rolled back": "yes" if done.rolled_back else "no",
+            "similarity to the base, first and last step": [round(done.similarities[0], 4), round(done.similarities[-1], 4)],
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

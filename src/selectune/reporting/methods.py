@@ -27,7 +27,7 @@ from selectune.catalogue import Method
 from selectune.errors import UserError, nearest
 from selectune.run import write_atomically
 
-KEYS = {"adapters": "form", "objectives": "objective", "policies": "policy"}
+KEYS = {"adapters": "form", "objectives": "objective", "policies": "policy", "merging": "finish"}
 """Axis -> the recipe's key, where the two differ."""
 FAMILIES = {
     "parameters": "Ways to choose weights that belong to no other family.",
@@ -44,6 +44,7 @@ FAMILIES = {
     "adapters": "The chosen weights change in place, or something small is trained beside them.",
     "objectives": "What a token of a response costs.",
     "policies": "What happens between two steps: selections that are made again, weights that are frozen or averaged.",
+    "merging": "What happens once training has ended: weights that return to the base.",
 }
 """What the methods of a family have in common."""
 MEASURED = "../../benchmarks/results/parameters.md"

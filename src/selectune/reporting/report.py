@@ -63,6 +63,7 @@ def write_report(run: Run) -> Path:
         training=training,
         last=next((line for line in reversed(metrics) if "tokens_per_second" in line), {}),
         scores=scores,
+        finish=_values(run, "finish.json"),
         blocks=_blocks(scores) if scores and scores.blocks else None,
         costs=run.costs(),
         data=_read(run, "data.json", DataSummary),
