@@ -187,11 +187,10 @@ def candidates(
 
 
 def _largest(scores: dict[str, Tensor], count: int) -> dict[str, Tensor]:
-    from selectune.parameters.factors.allocation import best
+    from selectune.parameters.factors.allocation import is_best
 
     flat = torch.cat([score.reshape(-1) for score in scores.values()])
-    chosen = torch.zeros(len(flat), dtype=torch.bool)
-    chosen[best(flat, min(count, int((flat > 0).sum())))] = True
+    chosen = is_best(flat, min(count, int((flat > 0).sum())))
     pieces = chosen.split([score.numel() for score in scores.values()])
     return {name: piece.view(score.shape) for (name, score), piece in zip(scores.items(), pieces, strict=True)}
 

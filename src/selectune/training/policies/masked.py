@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selectune.parameters.factors.allocation import best
+from selectune.parameters.factors.allocation import is_best
 from selectune.training.policies.policy import Policy, Stage
 
 
@@ -47,6 +47,4 @@ class Masked(Policy, ABC):
 
 def largest(scores: Tensor, share: float) -> Tensor:
     """Return 1 at the largest entries, a share of them rounded up, and 0 elsewhere; ties go to the lower place. fp32."""
-    mask = torch.zeros(scores.numel(), device=scores.device)
-    mask[best(scores.reshape(-1), math.ceil(share * scores.numel() - 1e-9))] = 1.0
-    return mask.view(scores.shape)
+    return is_best(scores.reshape(-1), math.ceil(share * scores.numel() - 1e-9)).float().view(scores.shape)
