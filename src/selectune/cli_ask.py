@@ -1,4 +1,4 @@
-"""The command that asks a specialist: ``selectune ask``.
+"""The command that asks a specialist, or the one of several that knows: ``selectune ask``.
 
 Knows: its options, and how an answer is shown. Does not know: how it is made.
 """
@@ -19,6 +19,10 @@ def ask(
         str | None,
         typer.Option(help="Records to learn from for this one question: a file, folder, glob or hub id. Afterwards the specialist is what it was."),
     ] = None,
+    among: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another run on the same base; may be repeated. Whose training the question is like, answers; the base, if none."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Learn from at most so many records, a step each.")] = 50,
     alpha: Annotated[float, typer.Option(help="Fewer steps the larger it is: step n while the uncertainty is at most 1 / (alpha n).")] = 0.2,
     learning_rate: Annotated[float | None, typer.Option(help="Of these steps; left out: half of the form's own.")] = None,
@@ -26,26 +30,40 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, and the answer alone.")] = False,
 ) -> None:  # fmt: skip
-    """Ask a specialist; with --adapt, after it has learnt from the records that leave least uncertainty about the question.
+    """Ask a specialist; with --adapt, after it has learnt from the records that leave least uncertainty about the question; with --among, the
+    one of several that knows.
 
     ```
     selectune ask runs/manual-lora "What does fault 17 mean?"
     selectune ask runs/manual-lora "What does fault 17 mean?" --adapt notes.jsonl
+    selectune ask runs/manual-lora "What does fault 17 mean?" --among runs/law-lora --among runs/medicine-lora
     ```
     """
     import json
 
     from selectune.cli import pairs
-    from selectune.inference.test_time import Settings, Specialist
+    from selectune.inference.test_time import Answer, Settings, Specialist, say
     from selectune.run import Run
 
     settings = Settings(steps=steps, alpha=alpha, learning_rate=learning_rate)
-    found = Specialist(Run.open(run), adapt, pairs(column), quiet or as_json).answer(question, settings)
+    asked: Run | None = Run.open(run)
+    who: dict[str, str] = {}
+    if among:
+        from selectune.inference.among import BASE, Among
+
+        several = Among([Run.open(each) for each in (run, *among)], quiet or as_json)
+        asked = several.choose(question)
+        who = {"from": BASE if asked is None else asked.name}
+    if asked is None:
+        found = Answer(say(several.base.model, several.base.tokenizer, several.encoder, question))
+    else:
+        found = Specialist(asked, adapt, pairs(column), quiet or as_json).answer(question, settings)
     if as_json:
-        typer.echo(
-            json.dumps({**asdict(found), "records": [record.place for record in found.records]}, indent=1, ensure_ascii=False)
-        )
+        told = {**who, **asdict(found), "records": [record.place for record in found.records]}
+        typer.echo(json.dumps(told, indent=1, ensure_ascii=False))
     elif found.without is None or quiet:
+        if who and not quiet:
+            typer.echo(f"{who['from']} answers:", err=True)
         typer.echo(found.text)
     else:
         _show(found)

@@ -138,8 +138,13 @@ class Specialist:
         return records, uncertainty, rows
 
     def _say(self, question: str, max_new_tokens: int) -> str:
-        ids = self._encoder.prompt_ids((Message("user", question),))
-        return Scorer(self.model, self._tokenizer).generate([ids], max_new_tokens)[0].strip()
+        return say(self.model, self._tokenizer, self._encoder, question, max_new_tokens)
+
+
+def say(model: Any, tokenizer: Any, encoder: Encoder, question: str, max_new_tokens: int = 200) -> str:
+    """Return a model's answer to a question."""
+    ids = encoder.prompt_ids((Message("user", question),))
+    return Scorer(model, tokenizer).generate([ids], max_new_tokens)[0].strip()
 
 
 def worth_a_step(vectors: Array, wanted: Array, order: Array, settings: Settings) -> tuple[list[int], list[float]]:
