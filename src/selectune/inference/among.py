@@ -59,7 +59,7 @@ class Among:
         return self.runs.get(name)
 
     def _router(self, quiet: bool) -> DomainRouter:
-        domains = {BASE: _general()} | {name: _trained_on(run) for name, run in self.runs.items()}
+        domains = {BASE: general()} | {name: _trained_on(run) for name, run in self.runs.items()}
         domains = {name: sorted(records, key=lambda record: record.key)[:PROMPTS] for name, records in domains.items()}
         what = {"base": self.base.fingerprint, "prompts": {name: [one.key for one in some] for name, some in domains.items()}}
         kept = cache_folder() / "routers" / f"{fingerprint({**what, 'version': VERSION})}.safetensors"
@@ -83,7 +83,8 @@ def learn(base: Base, encoder: Any, domains: dict[str, list[Record]], quiet: boo
     return router
 
 
-def _general() -> list[Record]:
+def general() -> list[Record]:
+    """Return the conversations that belong to no domain."""
     return [Record("chat", (Message("user", one.prompt), Message("assistant", one.response))) for one in load_general_prompts()]
 
 
