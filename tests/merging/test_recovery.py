@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from selectune.errors import UserError
-from selectune.merging.recovery import Settings, candidates, direction, gradients, recover
+from selectune.merging.recovery import Recovery, candidates, direction, gradients, recover
 from selectune.models.anatomy import Anatomy
 from tests.tiny import tiny
 
 PROBES = [[5, 9, 17, 30], [8, 12, 40, 3, 22], [60, 61, 7]]
 TASK = [[100, 101, 102], [7, 33, 90, 12]]
-SETTINGS = Settings(block=3, rate=0.01, steps=6, warm_up=2, every=2, batch=2)
+SETTINGS = Recovery(block=3, rate=0.01, steps=6, warm_up=2, every=2, batch=2)
 
 
 def pair(scale=0.1):
@@ -68,7 +68,7 @@ def test_the_first_step_is_the_rule_by_hand():
     count = -(-sum(v.numel() for n, v in values.items() if "layers" in n) * 0.01 // 1)
     expected = {(name, place) for _, name, place in sorted(rows)[: int(count)]}
     model.requires_grad_(False)
-    recover(model, base, PROBES, TASK, lambda model: 1.0, Settings(block=3, rate=0.01, steps=1, every=1, batch=2))
+    recover(model, base, PROBES, TASK, lambda model: 1.0, Recovery(block=3, rate=0.01, steps=1, every=1, batch=2))
     found = {
         (name, int(place)) for name in eligible(model) for place in (model.get_parameter(name) != values[name]).view(-1).nonzero()
     }
@@ -115,4 +115,4 @@ def test_only_changes_that_help_are_candidates():
 def test_a_block_that_is_not_there_is_refused():
     base, model = pair()
     with pytest.raises(UserError, match="no block 4"):
-        recover(model, base, PROBES, TASK, lambda model: 1.0, Settings(block=4))
+        recover(model, base, PROBES, TASK, lambda model: 1.0, Recovery(block=4))

@@ -45,8 +45,8 @@ class Recovery(Finish):
         "responses. Prompts are passed one by one, so that nothing is padded."
     )
 
-    depth: Annotated[float, Field(gt=0, lt=1)] = 2 / 3
-    """Share of the blocks whose weights may return; the direction is looked at behind them."""
+    block: Annotated[int, Field(gt=0)] | None = None
+    """Blocks before it may change, and the direction is looked at where it begins; left out: at two thirds of the depth."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.002
     """Of the weights of all blocks, the share that may return in a step."""
     steps: Annotated[int, Field(gt=0)] = 20
@@ -64,12 +64,13 @@ class Recovery(Finish):
     batch: Annotated[int, Field(gt=0)] = 8
     """Prompts whose mean state is compared."""
 
+    def place(self, blocks: int) -> int:
+        """Return ``block`` in a base of so many blocks."""
+        return self.block or max(round(blocks * 2 / 3), 1)
+
     def finish(self, model: Any, context: Context) -> dict[str, Any]:
         from selectune.parameters.factors.trial import loss_on
 
-        blocks = len(context.base.anatomy.blocks)
-        values = self.model_dump(include={"rate", "steps", "warm_up", "every", "tolerance", "rollback", "batch"})
-        settings = Settings(block=min(max(round(self.depth * blocks), 1), blocks - 1), **values)
         general, own = (
             [context.encoder.prompt_ids(one.prompt) for one in records[: self.examples] if one.messages]
             for records in (context.general, context.train)
@@ -79,31 +80,11 @@ class Recovery(Finish):
                 "recovery needs prompts: these records are raw text", field="finish", expected="questions with answers"
             )
         held_out = context.dev or context.train[: self.examples]
-        done = recover(model, context.base.model, general, own, lambda one: -loss_on(context, held_out, one), settings)
+        done = recover(model, context.base.model, general, own, lambda one: -loss_on(context, held_out, one), self)
         return {
             "weights returned": done.returned, "steps": done.steps, "rolled back": "yes" if done.rolled_back else "no",
             "similarity to the base, first and last step": [round(done.similarities[0], 4), round(done.similarities[-1], 4)],
         }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much returns, and how often."""
-
-    block: int
-    """Blocks before it are looked at; about two thirds of the depth."""
-    rate: float = 0.002
-    """Of the weights of all blocks, the share that may return in a step."""
-    steps: int = 20
-    warm_up: int = 5
-    """Steps before the task is first measured."""
-    every: int = 5
-    """Steps between checkpoints."""
-    tolerance: float = 0.05
-    """Largest loss of the task's measure, relative to the specialist's."""
-    rollback: float = 0.2
-    """Of the weights that returned in a step, the share that is given back."""
-    batch: int = 8
 
 
 @dataclass
@@ -122,7 +103,7 @@ class Recovered:
 
 
 def recover(
-    model: Any, base: Any, probes: Prompts, task: Prompts, measure: Callable[[Any], float], settings: Settings
+    model: Any, base: Any, probes: Prompts, task: Prompts, measure: Callable[[Any], float], settings: Recovery
 ) -> Recovered:
     """Let weights of a specialist return to the base's values, in place.
 
@@ -134,11 +115,10 @@ def recover(
         UserError: the block is not there.
     """
     anatomy = Anatomy.of(model)
-    if not 0 < settings.block < len(anatomy.blocks):
-        raise UserError(
-            f"there is no block {settings.block} to look behind", field="block", expected=f"1 to {len(anatomy.blocks) - 1}"
-        )
-    eligible = [n for b in anatomy.blocks[: settings.block] for n in b.parameters if n not in b.norms]
+    block = settings.place(len(anatomy.blocks))
+    if not 0 < block < len(anatomy.blocks):
+        raise UserError(f"there is no block {block} to look behind", field="block", expected=f"1 to {len(anatomy.blocks) - 1}")
+    eligible = [n for b in anatomy.blocks[:block] for n in b.parameters if n not in b.norms]
     originals, values = dict(base.named_parameters()), dict(model.named_parameters())
     tuned = {name: values[name].detach().clone() for name in eligible}
     start = measure(model)
@@ -212,13 +192,13 @@ def _give_back(
 
 
 @torch.no_grad()
-def direction(model: Any, prompts: Prompts, settings: Settings) -> Tensor:
+def direction(model: Any, prompts: Prompts, settings: Recovery) -> Tensor:
     """Return the mean hidden state of the prompts' last tokens behind the blocks before ``settings.block``, ``(hidden,)``."""
-    return torch.cat([_states(model, batch, settings.block) for batch in _batches(prompts, settings.batch)]).mean(0)
+    return torch.cat([_states(model, batch, settings) for batch in _batches(prompts, settings.batch)]).mean(0)
 
 
 def gradients(
-    model: Any, prompts: Prompts, wanted: Tensor, names: Sequence[str], settings: Settings
+    model: Any, prompts: Prompts, wanted: Tensor, names: Sequence[str], settings: Recovery
 ) -> tuple[dict[str, Tensor], float]:
     """Return the gradient of minus the cosine between each batch's mean state and a direction, added up over batches, and the mean cosine."""
     values = dict(model.named_parameters())
@@ -229,7 +209,7 @@ def gradients(
     cosines = []
     try:
         for batch in _batches(prompts, settings.batch):
-            cosine = nn.functional.cosine_similarity(_states(model, batch, settings.block).mean(0), wanted, dim=0)
+            cosine = nn.functional.cosine_similarity(_states(model, batch, settings).mean(0), wanted, dim=0)
             for name, one in zip(names, torch.autograd.grad(-cosine, chosen, allow_unused=True), strict=True):
                 if one is not None:
                     total[name] += one
@@ -248,15 +228,17 @@ class _Enough(Exception):
     """The states are there; the blocks behind need not be computed."""
 
 
-def _states(model: Any, prompts: Prompts, block: int) -> Tensor:
-    """Return each prompt's last state before a block, ``(prompts, hidden)``; each is a pass of its own, so nothing is padded."""
+def _states(model: Any, prompts: Prompts, settings: Recovery) -> Tensor:
+    """Return each prompt's last state before ``settings.block``, ``(prompts, hidden)``; each is a pass of its own, so nothing is padded."""
     split, blocks, found = SplitModel(model), Anatomy.of(model).blocks, []
 
     def take(layer: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         found.append((inputs[0] if inputs else keywords["hidden_states"])[0, -1])
         raise _Enough
 
-    handle = split.causal.get_submodule(blocks[block].prefix).register_forward_pre_hook(take, with_kwargs=True)
+    handle = split.causal.get_submodule(blocks[settings.place(len(blocks))].prefix).register_forward_pre_hook(
+        take, with_kwargs=True
+    )
     try:
         for prompt in prompts:
             try:
