@@ -625,14 +625,19 @@ class Chain:
         note = f"the weights were chosen by {_REHEARSED} examples instead of {wanted}, and may be others in the run"
         return took + (wanted - _REHEARSED) * each, [note]
 
-    def measure_specialist(self) -> None:
-        from selectune import evaluation
+    def specialist(self) -> tuple[Any, Any]:
+        """Load the base and put the specialist on it; what was finished are weights of the base as it is, quantised or not."""
         from selectune.adapters import load_specialist
 
+        base = self.load_base(quantised=self.finishing.name == "none")
+        return base, load_specialist(base, self.run.path("specialist"))
+
+    def measure_specialist(self) -> None:
+        from selectune import evaluation
+
         def work(meter: Meter) -> None:
-            base = self.load_base(quantised=self.finishing.name == "none")  # what was finished are the base's own weights
+            base, model = self.specialist()
             tokenizer = base.tokenizer
-            model = load_specialist(base, self.run.path("specialist"))
             meter.watch(model, base.anatomy.total_parameters)
             measured, answers = self.evaluate(model, tokenizer, "specialist")
             if self.recipe.evaluation.forgetting:

@@ -95,7 +95,7 @@ def test_recovery_brings_general_prompts_back_within_its_tolerance(llama_folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["full", "lora"])
+@pytest.mark.parametrize("form", ["full", "lora", "qlora"])
 def test_a_run_is_finished_and_can_be_taken_back(form, tmp_path, llama_folder, monkeypatch):
     monkeypatch.setenv("SELECTUNE_CACHE", str(tmp_path / "cache"))
     put(tmp_path, "data.jsonl", lines(ROWS))

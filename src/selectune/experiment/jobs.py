@@ -145,12 +145,10 @@ def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> T
 
 def measure(recipe: Recipe, task: Task, base: Base, room: Path, known: list[Benchmark]) -> list[Benchmark]:
     """Measure the specialist of a trial, as it is on disk."""
-    from selectune.adapters import load_specialist
     from selectune.evaluation import measure_forgetting
 
     chain = Chain(Run.open(room), recipe, quiet=True, loaded=replace(base, model=copy.deepcopy(base.model)))
-    own = chain.load_base()
-    model = load_specialist(own, chain.run.path("specialist"))
+    _, model = chain.specialist()
     _, after = measure_forgetting(base.model, model, base.tokenizer, bfloat16=chain.bfloat16, known=known)
     return [*_target(chain, task, model, base), *map(_bare, after)]
 
