@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 
 import selectune
 from selectune.errors import UserError
+from selectune.experiment.runner import Job, Runner
 from tests.test_mistakes import lines, put
 
 ROWS = [{"question": f"Which lamp belongs to fault {i}?", "answer": f"Lamp {i * 7 % 50}."} for i in range(90)]
@@ -153,6 +155,19 @@ def test_two_workers_come_to_the_same_cells(finished, tmp_path, llama_folder):
                 assert cell[key] == alone[name, 0][key], (name, key)
     begun = sorted((path.stat().st_mtime, path.stem) for path in (tmp_path / "runs" / "small" / "trials").glob("*.json"))
     assert len(begun) == len({key for _, key in begun})
+
+
+@pytest.mark.parametrize(("axis", "where", "keys", "begun"), [
+    ("parameters", "trials", "ab", "ab"), ("parameters", "trials", "aa", "a"), ("parameters", "choices", "ab", "ab"),
+    ("examples", "choices", "ab", "a"), ("examples", "trials", "ab", "ab"),
+])  # fmt: skip
+def test_no_two_workers_do_one_piece_or_measure_one_signal(axis, where, keys, begun):
+    runner, running = Runner(SimpleNamespace(axis=axis, output="none", name="none"), workers=2), {}
+    runner._bar = SimpleNamespace(doing=lambda pieces: None, finished=lambda slot: None)
+    runner._piece = lambda plan, slot, missing: Job(missing.where, missing.key, None, None, None)
+    plan = SimpleNamespace(next=lambda slot: SimpleNamespace(where=where, key=keys[slot]), signals_key=lambda slot: "signals")
+    assert not runner._next(plan, 0, running) and not runner._next(plan, 1, running)
+    assert "".join(job.key for job in running.values()) == begun
 
 
 @pytest.mark.slow
