@@ -7,6 +7,7 @@ from selectune.errors import UserError
 from selectune.experiment import protocol
 from selectune.experiment.budget import Facts, entries_of, fit, fit_examples, fit_knob
 from selectune.experiment.lines import MethodLine
+from selectune.experiment.page import paper_of
 from selectune.experiment.plan import ENTRIES, Plan, Slot
 from selectune.experiment.store import Choice, Store, Trial
 
@@ -214,3 +215,13 @@ def test_a_budget_of_tokens_is_held_by_every_line_that_sets_none():
     own = fit_examples(MethodLine(name="l", examples="loss:count=9"), 0.15).examples
     assert (own["count"], own["by"]) == (9, "records")
     assert fit_examples(MethodLine(name="all", examples="all"), 0.15).examples == catalogue.create("examples", "all").describe()
+
+
+@pytest.mark.parametrize(("line", "paper"), [
+    ({"name": "gps", "parameters": "gps"}, "2312.10136"), ({"name": "a", "form": "lora"}, "2106.09685"),
+    ({"name": "b", "form": "lora", "policy": "sparse_lora"}, "SparseLoRA"), ({"name": "c", "finish": "recovery"}, "2504.09757"),
+    ({"name": "d", "examples": "ifd", "form": "lora"}, "2308.12032"), ({"name": "e", "paper": "Mine, 2026"}, "Mine, 2026"),
+])  # fmt: skip
+def test_a_line_cites_what_is_its_own(line, paper):
+    """Not the form that it trains in, where something else is said too."""
+    assert paper in paper_of(MethodLine(**line))

@@ -219,10 +219,10 @@ def paper_of(line: MethodLine) -> str:
     axes = (
         ("examples", "examples"),
         ("parameters", "parameters"),
-        ("adapters", "form"),
         ("policies", "policy"),
-        ("merging", "finish"),
         ("objectives", "objective"),
+        ("merging", "finish"),
+        ("adapters", "form"),  # last: others' methods train in LoRA's form too
     )
     papers = [type(catalogue.create(axis, getattr(line, key) or "all")).paper
               for axis, key in axes if getattr(line, key) not in (None, getattr(plain, key))]  # fmt: skip
