@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from selectune.errors import UserError
@@ -80,7 +82,7 @@ class Recovery(Finish):
                 "recovery needs prompts: these records are raw text", field="finish", expected="questions with answers"
             )
         held_out = context.dev or context.train[: self.examples]
-        done = recover(model, context.base.model, general, own, lambda one: -loss_on(context, held_out, one), self)
+        done = recover(model, context.base.model, general, own, lambda one: -loss_on(context, held_out, one), self, context.quiet)
         return {
             "weights returned": done.returned, "steps": done.steps, "rolled back": "yes" if done.rolled_back else "no",
             "similarity to the base, first and last step": [round(done.similarities[0], 4), round(done.similarities[-1], 4)],
@@ -103,13 +105,13 @@ class Recovered:
 
 
 def recover(
-    model: Any, base: Any, probes: Prompts, task: Prompts, measure: Callable[[Any], float], settings: Recovery
+    model: Any, base: Any, probes: Prompts, task: Prompts, measure: Callable[[Any], float], settings: Recovery, quiet: bool = True
 ) -> Recovered:
     """Let weights of a specialist return to the base's values, in place.
 
     Args:
         model, base: plain causal models of one kind, fp32. probes: prompts on which the base is to be met again. task: prompts of the specialist's
-            own task. measure: of the task, higher is better.
+            own task. measure: of the task, higher is better. quiet: show no progress.
 
     Raises:
         UserError: the block is not there.
@@ -131,7 +133,8 @@ def recover(
         _put(values, tuned)
         done, good = Recovered(0, rolls_back, 0), tuned
         gradient: dict[str, Tensor] = {}
-        for step in range(1, settings.steps + 1):
+        shown = "Recovering, and giving back what the task needs" if rolls_back else "Recovering"
+        for step in track(range(1, settings.steps + 1), shown, console=Console(stderr=True), transient=True, disable=quiet):
             found, similarity = gradients(model, probes, wanted, eligible, settings)
             done.similarities.append(similarity)
             gradient = {name: gradient[name] + value for name, value in found.items()} if gradient and not rolls_back else found
