@@ -21,8 +21,9 @@ from selectune.experiment.lines import RANDOM, MethodLine
 from selectune.experiment.plan import ENTRIES, NOT_RUN, RESOURCES, Plan
 from selectune.experiment.planting import Account
 from selectune.experiment.results import Row, Sheet, sheets
+from selectune.experiment.store import Cell
 from selectune.reporting import charts
-from selectune.run import write_atomically
+from selectune.run import Benchmark, write_atomically
 
 _TITLES = {
     "parameters": {ENTRIES: "At equal trained entries and equal steps", RESOURCES: "At equal seconds, choosing included"},
@@ -260,10 +261,23 @@ def _plain(plan: Plan, found: Sequence[Sheet], claims: list[dict[str, Any]]) -> 
         "protocol": plan.protocol.model_dump(mode="json"), "facts": plan.facts.model_dump(mode="json"),
         "machine": json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else None, "claims": claims,
         "base": {sheet.task: [one.model_dump(mode="json") for one in sheet.base] for sheet in found},
-        "cells": [cell.model_dump(mode="json") for sheet in found for row in sheet.rows for cell in row.all],
+        "cells": [_short(cell, sheet.base) for sheet in found for row in sheet.rows for cell in row.all],
     }  # fmt: skip
 
 
 def _budget(budget: float, plan: Plan) -> str:
     what, of = ("tokens", "of the pool's trained tokens") if plan.protocol.axis == "examples" else ("entries", "of the weights")
     return f"{budget:,} {what}" if isinstance(budget, int) else f"{100 * budget:g} % {of}"
+
+
+def _short(cell: Cell, base: Sequence[Benchmark]) -> dict[str, Any]:
+    """Return a cell whose items are their values alone, to six digits, in the order of the base's items of the same name."""
+    order = {one.name: [item.id for item in one.items] for one in base}
+    measured = []
+    for one in cell.benchmarks:
+        values = {item.id: float(f"{item.value:.6g}") for item in one.items}
+        short = [values[name] for name in order.get(one.name, ()) if name in values]
+        measured.append(
+            one.model_dump(mode="json", exclude={"items"}) | {"values": short if len(short) == len(values) else values}
+        )
+    return cell.model_dump(mode="json", exclude={"benchmarks"}) | {"benchmarks": measured}
