@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from selectune.data import Encoder, Message, Record
+from selectune.errors import UserError
 from selectune.evaluation import Scorer, choose_metric, evaluate_target, measure_forgetting
 from selectune.evaluation.target import answers_match, extract_answer, macro_f1
 from tests.tiny import tiny, tokenizer
@@ -74,3 +75,12 @@ def test_forgetting_is_nothing_for_the_base_and_exact_for_another():
         ours, theirs = (m(input_ids=ids).logits[0, :-1].log_softmax(-1)[labels[1:] != -100] for m in (base, other))
     expected = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
     assert moved[1].items[0].value == pytest.approx(expected, rel=1e-3)
+
+
+def test_answers_longer_than_the_context_are_left_out_and_told_where_nothing_else_is_measured():
+    model, words = tiny("llama"), tokenizer()
+    records = [chat(f"Question {i}?", "lamp " * 400) for i in range(3)]
+    scorer, encoder = Scorer(model, words), Encoder(words, 32, long_records="drop")
+    assert [one.name for one in evaluate_target(records, "exact_match", scorer, encoder, max_new_tokens=2)] == ["target"]
+    with pytest.raises(UserError, match=r"none of the 3 test records"):
+        evaluate_target(records, "perplexity", scorer, encoder)

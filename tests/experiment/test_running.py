@@ -109,7 +109,7 @@ def test_costs_and_claims_are_on_the_page(finished):
         assert one["name"] == other["name"] and "score" in other
         if one["metric"] in ("answer_nll", "cross_entropy"):
             assert len(one["items"]) == len(other["values"]) > 0  # in the order of the base's items
-            assert all(isinstance(value, float) for value in other["values"])
+            assert all(isinstance(value, int | float) for value in other["values"])
     claim = next(line for line in page.splitlines() if "a gradient knows" in line)
     assert any(f"**{verdict}**" in claim for verdict in ("reproduced", "not reproduced", "opposite"))
     assert "<svg" in next((folder / "runs" / "small").glob("*.svg")).read_text()
@@ -355,3 +355,14 @@ def test_random_examples_are_a_band(chosen):
     against = next(line for line in page.splitlines() if line.startswith("| loss | random |"))
     assert against.split(" | ")[2] in claim  # the claim is decided by the band
     assert "<svg" in next((folder / "runs" / "small").glob("*-band.svg")).read_text()
+
+
+@pytest.mark.slow
+def test_the_page_is_written_again_from_its_json_alone(chosen, tmp_path):
+    folder, page = chosen
+    there = tmp_path / "runs" / "small"
+    there.mkdir(parents=True)
+    (there / "page.json").write_bytes((folder / "runs" / "small" / "page.json").read_bytes())
+    file = put(tmp_path, "e.yaml", (folder / "e.yaml").read_text().replace(str(folder / "runs"), str(tmp_path / "runs")))
+    assert selectune.experiment(file, page_only=True, quiet=True).read_text() == page
+    assert (there / "page.json").read_bytes() == (folder / "runs" / "small" / "page.json").read_bytes()

@@ -49,7 +49,7 @@ def evaluate_target(
         items: at most so many, the first by hash of their content.
 
     Raises:
-        UserError: the records have not what the metric needs.
+        UserError: the records have not what the metric needs, or none fits the context.
     """
     chosen = _first(records, items)
     metric = choose_metric(chosen) if metric == "auto" else metric
@@ -62,8 +62,13 @@ def evaluate_target(
     elif metric == "exact_match":
         results.append(_by_match(chosen, scorer, encoder, max_new_tokens))
     losses = _answer_losses(chosen, scorer, encoder)
-    name = "target" if metric == "perplexity" else "target/answer_nll"
-    return [*results, _benchmark(name, "answer_nll", False, losses, len(records))]
+    if losses:
+        name = "target" if metric == "perplexity" else "target/answer_nll"
+        results.append(_benchmark(name, "answer_nll", False, losses, len(records)))
+    if not results:
+        raise UserError(f"none of the {len(chosen)} test records can be measured: each is longer than the context, or has no answer",
+                        field="data.max_length", mend="raise it, or give shorter test records")  # fmt: skip
+    return results
 
 
 def sample_answers(records: Sequence[Record], scorer: Scorer, encoder: Encoder, count: int, max_new_tokens: int) -> list[Answer]:

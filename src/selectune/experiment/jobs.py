@@ -23,7 +23,7 @@ from selectune.experiment.budget import Fitted, fit_knob, fit_rank
 from selectune.experiment.planting import Account
 from selectune.experiment.pools import PlantedPool, build
 from selectune.experiment.protocol import ENDLESS, Task
-from selectune.experiment.store import Choice, Measured, Piece, Trial
+from selectune.experiment.store import CHOSEN, Choice, Measured, Piece, Trial
 from selectune.meter import Cost, Meter
 from selectune.pipeline import Chain
 from selectune.recipe import DataRecipe, Recipe
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from selectune.models import Base
 
 SPLITS = ("train", "dev", "test")
-CHOSEN, RECORDS, PLANTED = "selection.safetensors", "chosen.jsonl", "planted.json"
+RECORDS, PLANTED = "chosen.jsonl", "planted.json"
 
 
 def prepare(task: Task, data: DataRecipe, folder: Path, pool: PlantedPool | None = None) -> Piece:

@@ -5,7 +5,6 @@ Knows: how what was judged is written down. Does not know: how it was judged, or
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ from selectune.experiment import judging
 from selectune.experiment.beside import evenness, indicators
 from selectune.experiment.budget import entries_of
 from selectune.experiment.columns import EDGE, columns, shown, unit
-from selectune.experiment.jobs import PLANTED
 from selectune.experiment.judging import Comparison, Interval, Ranks
 from selectune.experiment.lines import RANDOM, MethodLine
 from selectune.experiment.plan import ENTRIES, NOT_RUN, RESOURCES, Plan
-from selectune.experiment.planting import Account
+from selectune.experiment.record import pools_of, write_record
 from selectune.experiment.results import Row, Sheet, sheets
-from selectune.experiment.store import Cell
 from selectune.reporting import charts
-from selectune.run import Benchmark, write_atomically
+from selectune.run import write_atomically
 
 _TITLES = {
     "parameters": {ENTRIES: "At equal trained entries and equal steps", RESOURCES: "At equal seconds, choosing included"},
@@ -36,7 +33,8 @@ def write_page(plan: Plan, path: Path) -> Path:
     found = sheets(plan)
     protocol = plan.protocol
     metrics = {name: [str(one) for one in task.metrics] for name, task in protocol.tasks.items()}
-    lines = [f"# {protocol.name}", "", *_setting(plan)]
+    record = path.with_suffix(".json")
+    lines = [f"# {protocol.name}", "", *_setting(plan, pools_of(plan, record))]
     for table, title in _TITLES[protocol.axis].items():
         those = [sheet for sheet in found if sheet.table == table]
         if those:
@@ -49,11 +47,11 @@ def write_page(plan: Plan, path: Path) -> Path:
     claims = _claims(plan, found)
     lines += _claims_table(claims) + _not_run(plan, found)
     write_atomically(path, "\n".join(lines).rstrip() + "\n")
-    write_atomically(path.with_suffix(".json"), _lines_of(_plain(plan, found, claims)))
+    write_record(plan, found, claims, record)
     return path
 
 
-def _setting(plan: Plan) -> list[str]:
+def _setting(plan: Plan, pools: dict[str, dict[str, int]]) -> list[str]:
     protocol, training = plan.protocol, plan.protocol.training
     tasks = "; ".join(
         f"{name} ({task.train_records or 'all'} records to train on, {task.dev_records or 'all'} to tune on, {task.test_records or 'all'} to "
@@ -68,7 +66,7 @@ def _setting(plan: Plan) -> list[str]:
         "Gain: better at the target than the base. Forgetting: rise of cross-entropy on general text, in nats per token. "
         + (_band_in_words(plan) if protocol.axis == "examples" else "*Random* is a random choice of the same size: of as many entries, or, "
            "for methods over whole blocks, of as many blocks."), "",
-        *(line for name in protocol.tasks for line in _pool(plan, name)),
+        *(line for name, sizes in pools.items() for line in _pool(name, sizes)),
     ]  # fmt: skip
 
 
@@ -82,12 +80,8 @@ def _band_in_words(plan: Plan) -> str:
             "same number of steps of packed sequences, so a small choice is seen more often.")  # fmt: skip
 
 
-def _pool(plan: Plan, name: str) -> list[str]:
-    """Say what a task's pool is made of, once it is drawn."""
-    planted = plan.store.room("data", plan.data_keys[name]) / PLANTED
-    if not planted.exists():
-        return []
-    sizes = Account.model_validate_json(planted.read_bytes()).sizes()
+def _pool(name: str, sizes: dict[str, int]) -> list[str]:
+    """Say what a task's pool is made of."""
     said = ", ".join(f"{count:,} {kind}" for kind, count in sizes.items() if count)
     return [f"The pool of {name}: {sum(sizes.values()):,} records ({said}).", ""]
 
@@ -259,44 +253,6 @@ def _not_run(plan: Plan, found: Sequence[Sheet]) -> list[str]:
     return (["## Failed", "", *failed, ""] if failed else []) + (["## Not run", "", *waiting, ""] if waiting else [])
 
 
-def _plain(plan: Plan, found: Sequence[Sheet], claims: list[dict[str, Any]]) -> dict[str, Any]:
-    machine = plan.store.folder / "environment.json"
-    return {
-        "protocol": plan.protocol.model_dump(mode="json"), "facts": plan.facts.model_dump(mode="json"),
-        "machine": json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else None, "claims": claims,
-        "base": {sheet.task: [one.model_dump(mode="json") for one in sheet.base] for sheet in found},
-        "cells": [_short(cell, sheet.base) for sheet in found for row in sheet.rows for cell in row.all],
-    }  # fmt: skip
-
-
-def _lines_of(values: dict[str, Any]) -> str:
-    """Return values as JSON, a line for each of a list and one for everything else."""
-    lines = []
-    for key, value in values.items():
-        each = [json.dumps(one, ensure_ascii=False) for one in value] if isinstance(value, list) else []
-        lines.append(
-            f"{json.dumps(key)}: " + ("[\n" + ",\n".join(each) + "\n]" if each else json.dumps(value, ensure_ascii=False))
-        )
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
 def _budget(budget: float, plan: Plan) -> str:
     what, of = ("tokens", "of the pool's trained tokens") if plan.protocol.axis == "examples" else ("entries", "of the weights")
     return f"{budget:,} {what}" if isinstance(budget, int) else f"{100 * budget:g} % {of}"
-
-
-def _short(cell: Cell, base: Sequence[Benchmark]) -> dict[str, Any]:
-    """Return a cell whose items are their values alone, to six digits, in the order of the base's items of the same name; what no interval is
-    made from is its score alone."""
-    order = {one.name: [item.id for item in one.items] for one in base}
-    measured = []
-    for one in cell.benchmarks:
-        if one.role != "target" and one.metric != "cross_entropy":
-            measured.append(one.model_dump(mode="json", exclude={"items"}))
-            continue
-        values = {item.id: float(f"{item.value:.6g}") for item in one.items}
-        short = [values[name] for name in order.get(one.name, ()) if name in values]
-        measured.append(
-            one.model_dump(mode="json", exclude={"items"}) | {"values": short if len(short) == len(values) else values}
-        )
-    return cell.model_dump(mode="json", exclude={"benchmarks"}) | {"benchmarks": measured}

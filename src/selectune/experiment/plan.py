@@ -153,7 +153,7 @@ class Plan:
         return key_of(choice=self.choice_key(slot), form=choice.form, objective=fitted.objective, policy=fitted.policy,
                       training=training_key(self.training(slot, steps)), rate=rate, **finish)  # fmt: skip
 
-    def trials(self, slot: Slot, choice: Choice) -> dict[float, tuple[str, Trial | None]] | str:
+    def trials(self, slot: Slot, choice: Choice, so_far: bool = False) -> dict[float, tuple[str, Trial | None]] | str:
         """Return the trials of a cell by learning rate, each with its key and what is known of it; or why there can be none."""
         rates, steps = self.protocol.rates(slot.line), None
         if slot.table == RESOURCES:
@@ -162,7 +162,7 @@ class Plan:
                 return within
             rates, steps = [within[0]], within[1]
         elif slot.seed != self.protocol.seeds[0]:
-            first = self.best(Slot(ENTRIES, slot.line, slot.task, slot.budget, self.protocol.seeds[0]))
+            first = self.best(Slot(ENTRIES, slot.line, slot.task, slot.budget, self.protocol.seeds[0]), so_far)
             if isinstance(first, str):
                 return f"no learning rate: the first seed: {first}"
             rates = [first[1].learning_rate]
@@ -177,17 +177,19 @@ class Plan:
         key = self.trial_key(slot, choice, rate, steps)
         return key, self.store.read(Trial, "trials", key)
 
-    def best(self, slot: Slot) -> tuple[str, Trial] | str:
-        """Return the trial of the lowest development loss and its key, or why there is none (yet)."""
+    def best(self, slot: Slot, so_far: bool = False) -> tuple[str, Trial] | str:
+        """Return the trial of the lowest development loss and its key, or why there is none (yet); ``so_far``: of those that there are, where
+        more are wanted."""
         choice = self.store.read(Choice, "choices", self.choice_key(slot))
         if choice is None:
             return NOT_RUN
         if choice.failed:
             return choice.failed
-        trials = self.trials(slot, choice)
+        trials = self.trials(slot, choice, so_far)
         if isinstance(trials, str):
             return trials
-        if any(trial is None for _, trial in trials.values()):
+        there = [trial is not None for _, trial in trials.values()]
+        if not (any(there) if so_far else all(there)):
             return NOT_RUN
         good = [
             (trial.dev_loss, key, trial) for key, trial in trials.values() if trial is not None and trial.dev_loss is not None
@@ -248,6 +250,8 @@ class Plan:
             found = self.steps_within(slot)
             steps = None if isinstance(found, str) else found[1]
         for rate, (key, trial) in trials.items():
+            if trial is None and not self.store.chosen(choice_key).exists():  # the choice was taken up from a record
+                return Missing("choices", choice_key, self.recipe(slot), choice_key)
             if trial is None:
                 return Missing("trials", key, self.recipe(slot, choice, rate, steps), choice_key)
         best = self.best(slot)
@@ -268,7 +272,7 @@ class Plan:
                    "policy": fitted.policy, "finish": fitted.finish}  # fmt: skip
         return self.described(slot, Cell(
             table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed, entries=trial.entries,
-            learning_rate=trial.learning_rate, steps=trial.steps, choose=choice.cost, train=trial.cost,
+            learning_rate=trial.learning_rate, steps=trial.steps, choose=choice.cost, train=trial.cost, step_seconds=trial.step_seconds,
             recipe={**methods, "training": training},
         ))  # fmt: skip
 
@@ -297,17 +301,30 @@ class Plan:
         """Return a cell as far as it has come; ``failed`` says why it is not there, :data:`NOT_RUN` where it was not run."""
         empty = Cell(table=slot.table, method=slot.line.name, task=slot.task, budget=slot.budget, seed=slot.seed,
                      budget_entries=self.entries(slot))  # fmt: skip
-        found = self.best(slot)
-        if isinstance(found, str):
-            return empty.model_copy(update={"failed": found})
-        measured = self.store.read(Cell, "cells", self.cell_key(slot, found[0]))
-        return empty.model_copy(update={"failed": NOT_RUN}) if measured is None else self.described(slot, measured)
+        key, found = self.done_key(slot), self.best(slot)
+        measured = self.store.read(Cell, "cells", key) if key else None
+        if measured is None:
+            return empty.model_copy(update={"failed": found if isinstance(found, str) else NOT_RUN})
+        return self.described(slot, measured)
+
+    def done_key(self, slot: Slot) -> str | None:
+        """Return the fingerprint of a cell that is measured, at the best learning rate that is; None where there is none."""
+        choice = self.store.read(Choice, "choices", self.choice_key(slot))
+        trials = "" if choice is None or choice.failed else self.trials(slot, choice, so_far=True)
+        if choice is None or isinstance(trials, str):
+            return None
+        done = [
+            (trial.dev_loss, self.cell_key(slot, key))
+            for key, trial in trials.values()
+            if trial is not None and trial.dev_loss is not None
+        ]
+        return next((key for _, key in sorted(done) if self.store.file("cells", key).exists()), None)
 
     def described(self, slot: Slot, cell: Cell) -> Cell:
         """Return a measured cell under the name, budget and learning rates of a slot; cells that are the same work share one file."""
         choice = self.store.read(Choice, "choices", self.choice_key(slot))
         assert choice is not None
-        trials = self.trials(slot, choice)
+        trials = self.trials(slot, choice, so_far=True)
         assert not isinstance(trials, str)
         grid: dict[str, float | str] = {}
         for rate, (_, trial) in trials.items():

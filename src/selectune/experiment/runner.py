@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, Forked, alone, rea
 from selectune.experiment.plan import Missing, Plan, Slot
 from selectune.experiment.progress import Bar
 from selectune.experiment.protocol import Protocol
+from selectune.experiment.record import facts_of, take_up
 from selectune.experiment.store import Choice, Measured, Piece, Store, Trial
 from selectune.models import bf16_is_fast, environment, load_base
 from selectune.run import write_atomically
@@ -67,6 +69,7 @@ class Runner:
     Args:
         only, task: work on this method, or this task, alone. minutes: begin no piece of work after so many.
         workers: so many pieces are done at a time, each with its share of the threads.
+        record: the JSON of an earlier page; what it holds and the folder lacks is not done again.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Runner:
         minutes: float | None = None,
         quiet: bool = False,
         workers: int = 1,
+        record: Path | None = None,
     ) -> None:
+        self.record = record
         self.protocol, self.only, self.task, self.quiet, self.workers = protocol, only, task, quiet, workers
         self.store = Store(Path(protocol.output) / protocol.name)
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -102,12 +107,19 @@ class Runner:
                 importlib.import_module(name)
             facts = self._load()
             plan = Plan(self.protocol, facts, self.store)
+            self.take_up(plan)
             for name in self.protocol.tasks:
                 if self.task in (None, name) and not self._late:
                     self._prepare(plan, name)
             self._work(plan)
         if self._stopped:
             raise KeyboardInterrupt
+
+    def take_up(self, plan: Plan) -> None:
+        """Go on from the record."""
+        found = take_up(plan, self.record) if self.record is not None else 0
+        if found and not self.quiet:
+            print(f"{found} cells are there already, in {self.record}.", file=sys.stderr)
 
     def _load(self) -> Facts:
         wanted = self.protocol.training.precision
@@ -117,10 +129,26 @@ class Runner:
         anatomy = self.base.anatomy
         facts = Facts(fingerprint=self.base.fingerprint, total_parameters=anatomy.total_parameters, bfloat16=bfloat16,
                       blocks=[sum(anatomy.sizes[name] for name in block.parameters) for block in anatomy.blocks])  # fmt: skip
+        self._same_precision(facts)
         write_atomically(self.store.facts, facts.model_dump_json(indent=1))
         machine = environment() | {"threads": self._threads, "workers": self.workers}
         write_atomically(self.store.folder / "environment.json", json.dumps(machine, indent=1))
         return facts
+
+    def _same_precision(self, facts: Facts) -> None:
+        """Refuse to begin anew, because this machine computes in another precision, what was begun elsewhere.
+
+        Raises:
+            UserError: the experiment leaves the precision to the machine.
+        """
+        begun = Facts.model_validate_json(self.store.facts.read_bytes()) if self.store.facts.exists() else facts_of(self.record)
+        if self.protocol.training.precision != "auto" or begun is None or begun.bfloat16 == facts.bfloat16:
+            return
+        was, here = ("bfloat16" if one.bfloat16 else "float32" for one in (begun, facts))
+        raise UserError(
+            f"this experiment was begun in {was}, and this machine computes faster in {here}",
+            file=self.record if not self.store.facts.exists() else self.store.folder, field="training.precision",
+            mend=f"go on where it was begun; or say 'precision: {was}' to go on here, slowly; or '{here}' to do every cell anew")  # fmt: skip
 
     def _prepare(self, plan: Plan, name: str) -> None:
         """Prepare a task's records and measure the base on it; what is wrong here is wrong for every cell."""
@@ -216,7 +244,7 @@ class Runner:
                      for key, one in together.items()}  # fmt: skip
             return self._begin("choices", works, Choice(), None if minutes is None else minutes * len(works))
         if missing.where == "trials":
-            chosen = store.room("choices", missing.choice_key) / jobs.CHOSEN
+            chosen = store.chosen(missing.choice_key)
             empty = Trial(learning_rate=recipe.training.learning_rate or 0.0)
             return self._begin("trials", {missing.key: lambda: jobs.train(recipe, data, base, room, chosen)}, empty)
         trained = store.room("trials", missing.trial_key)
@@ -241,7 +269,8 @@ class Runner:
                     raise
                 except Exception as error:
                     piece = empty.model_copy(update={"failed": reason(error, self.store.folder / "errors" / f"{key}.txt")})
-                self.store.write(where, key, piece)
+                if piece.failed or not self.store.file(where, key).exists():  # a choice may be made again for its folder alone
+                    self.store.write(where, key, piece)
 
         process = Forked(recorded, self._threads, None if minutes is None else 60 * minutes)
         return Job(where, list(works), empty, process, minutes)

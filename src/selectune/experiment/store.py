@@ -30,6 +30,9 @@ FORMAT = 1
 """Raise it when what a piece of work does changes: everything is then done anew."""
 
 
+CHOSEN = "selection.safetensors"
+
+
 class Piece(Written):
     """A finished piece of work, or why it failed."""
 
@@ -93,6 +96,7 @@ class Cell(Piece):
     steps: int = 0
     choose: Cost = Cost(stage="choose")
     train: Cost = Cost(stage="train")
+    step_seconds: float = 0.0
     benchmarks: list[Benchmark] = Field(default_factory=list)
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Method, form, objective, policy and training, as a recipe writes them."""
@@ -140,6 +144,10 @@ class Store:
         """Return the folder of a piece of work."""
         return self.folder / kind / key
 
+    def chosen(self, key: str) -> Path:
+        """Return the file of the entries of a choice."""
+        return self.room("choices", key) / CHOSEN
+
     def read(self, kind: type[Kind], where: str, key: str) -> Kind | None:
         """Return a finished piece, or None.
 
@@ -166,5 +174,5 @@ def key_of(**what: Any) -> str:
 
 
 def training_key(training: TrainingRecipe) -> dict[str, Any]:
-    """Return what of the training matters to its result."""
-    return training.model_dump(mode="json", exclude={"report_to", "learning_rate"})
+    """Return what of the training matters to its result; the precision is in the key of its choice, as it was resolved."""
+    return training.model_dump(mode="json", exclude={"report_to", "learning_rate", "precision"})

@@ -16,6 +16,7 @@ from selectune.experiment.budget import Facts
 from selectune.experiment.page import write_page
 from selectune.experiment.plan import Plan
 from selectune.experiment.protocol import load
+from selectune.experiment.record import facts_of
 from selectune.experiment.runner import Runner
 from selectune.run import write_atomically
 from selectune.training.worker import end_with
@@ -30,7 +31,11 @@ def main() -> int:
     try:
         protocol = load(file)
         protocol = protocol.model_copy(update={"data_root": options["data_root"] or protocol.data_root})
-        runner = Runner(protocol, options["only"], options["task"], options["minutes"], options["quiet"], options["workers"])
+        page = Path(options["page"])
+        record = page.with_suffix(".json")
+        runner = Runner(
+            protocol, options["only"], options["task"], options["minutes"], options["quiet"], options["workers"], record
+        )
         status = 0
         if not options["page_only"]:
             if options["retry_failed"]:
@@ -39,10 +44,14 @@ def main() -> int:
                 runner.run()
             except KeyboardInterrupt:
                 status = EXIT_INTERRUPTED
-        if not runner.store.facts.exists():
+        known = runner.store.facts
+        facts = Facts.model_validate_json(known.read_bytes()) if known.exists() else facts_of(record)
+        if facts is None:
             raise UserError("nothing was run yet", file=runner.store.folder, mend="run it without --page-only")
-        facts = Facts.model_validate_json(runner.store.facts.read_bytes())
-        write_page(Plan(protocol, facts, runner.store), Path(options["page"]))
+        plan = Plan(protocol, facts, runner.store)
+        if options["page_only"]:
+            runner.take_up(plan)
+        write_page(plan, page)
         return status
     except UserError as error:
         values = {key: getattr(error, key) for key in ("problem", "line", "field", "expected", "mend")}
