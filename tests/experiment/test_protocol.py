@@ -96,6 +96,8 @@ def test_a_grid_grows_while_the_best_is_at_its_edge(tmp_path, best, widen, tried
     slot = Slot(ENTRIES, next(line for line in loaded.lines() if line.name == "random"), "lamps", 0.1, 0)
     choice = Choice(form={"method": "full"}, parameters={"method": "random"})
     plan.store.write("choices", plan.choice_key(slot), choice)
+    plan.store.chosen(plan.choice_key(slot)).parent.mkdir()
+    plan.store.chosen(plan.choice_key(slot)).touch()
     while (missing := plan.next(slot)) is not None and missing.where == "trials":
         rate = missing.recipe.training.learning_rate
         loss = None if rate > 0.1 else abs(rate - best)  # training breaks down at large rates
