@@ -18,6 +18,7 @@ SETTINGS: dict[str, dict] = {
     "refresh": {"parameters": "lift:rank=4", "every": 2},
     "zeroth_order": {"sparsity": 0.5},
     "private": {"noise": 0.5},
+    "routed": {"parameters": "language_neurons:k=2,examples=3"},
     "bursts": {"every": 2, "steps": 2, "buffer": 4, "share": 0.2},
 }
 """What a policy needs to be tried in six steps."""
@@ -35,6 +36,7 @@ NEUTRAL: dict[str, dict] = {
     "bursts": {"steps": 0},
     "replay": {},
     "uds": {"keep": 1.0},
+    "routed": {"parameters": "language_neurons:general=1.0,examples=2"},
 }
 """Settings with which a policy is plain training."""
 ON_ADAPTERS = {"roselora", "fslora", "snella", "sparse_lora", "first"}

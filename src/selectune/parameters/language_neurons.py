@@ -41,7 +41,8 @@ class LanguageNeurons(ParameterMethod):
     departs: ClassVar[str] = (
         "Groups are the files of the training data and general conversations instead of language pairs. There is no gate between general and "
         "specific neurons (in the paper it multiplies the input of the general ones; what the specific ones get could not be checked), so "
-        "nothing is added to the model; every record trains all chosen neurons. A block's change is the mean size of the difference of its output "
+        "nothing is added to the model; every record trains all chosen neurons, unless the policy `routed` keeps specific ones to their "
+        "groups. A block's change is the mean size of the difference of its output "
         "and its input. No code was found; the shares of 50 % and 0.7 are ours."
     )
 
