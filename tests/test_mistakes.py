@@ -180,7 +180,7 @@ def test_no_room_on_the_disk(tmp_path, llama_folder, monkeypatch):
     monkeypatch.setenv("SELECTUNE_CACHE", str(tmp_path / "cache"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("selectune.training.trainer.shutil.disk_usage", lambda path: usage._replace(free=10))
-    with pytest.raises(UserError, match=r"GiB are free on the disk.*selectune resume"):
+    with pytest.raises(UserError, match=r"MiB are free on the disk.*selectune resume"):
         pipeline.specialize(put(tmp_path, "a.jsonl", lines(GOOD)), base=str(llama_folder), output=str(tmp_path / "runs"), quiet=True,
                             evaluation={"benchmarks": [], "target": "off", "samples": 0})  # fmt: skip
 
@@ -200,3 +200,28 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130 and "stopped; a run goes on with `selectune resume RUN`" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_known_in_the_words_of_every_library(tmp_path):
+    """Two of PyTorch's, one of safetensors', one of Python's."""
+    from safetensors import SafetensorError
+
+    from selectune.errors import unwritable
+    from selectune.experiment.forked import reason
+
+    full = "No space left on device"
+    for error in (
+        RuntimeError("basic_ios::clear: iostream error"), OSError(28, full),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ):  # fmt: skip
+        assert unwritable(error) == full
+        told = UserError("a checkpoint could not be written")
+        told.__context__ = error
+        for one in (error, told):
+            with pytest.raises(OSError, match=full):
+                reason(one, tmp_path / "details.txt")
+    assert (
+        unwritable(RuntimeError("mat1 and mat2 cannot be multiplied")) is None
+        and unwritable(FileNotFoundError(2, "gone")) is None
+    )

@@ -24,7 +24,7 @@ from selectune.cli_examples import select
 from selectune.cli_methods import methods_app
 from selectune.cli_novelty import novelty
 from selectune.cli_selection import delta_app, selection_app
-from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_OVER_BUDGET, UserError
+from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_OVER_BUDGET, UserError, unwritable
 
 app = typer.Typer(
     help="Turn a small language model into your domain's specialist: change only what matters, and prove that nothing else "
@@ -390,12 +390,6 @@ def main() -> None:
     except MemoryError:
         print("selectune: out of memory; to mend it: halve training.micro_batch_sequences", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
-    except OSError as error:
-        if error.errno not in (28, 13, 30):  # no space, no permission, read-only
-            raise
-        print(f"selectune: {error.filename or 'the disk'}: {error.strerror}; to mend it: free space or name another --output, "
-              "then `selectune resume`", file=sys.stderr)  # fmt: skip
-        sys.exit(EXIT_MISTAKE)
     except SystemExit as ended:
         if isinstance(
             getattr(ended.__context__, "__cause__", None), KeyboardInterrupt
@@ -406,6 +400,10 @@ def main() -> None:
             )
         raise
     except Exception as error:
+        if (why := unwritable(error)) is not None:
+            print(f"selectune: {getattr(error, 'filename', None) or 'the disk'}: {why}; to mend it: free space or name another --output, "
+                  "then `selectune resume`", file=sys.stderr)  # fmt: skip
+            sys.exit(EXIT_MISTAKE)
         if type(error).__name__ != "Interrupted":
             raise
         print(f"selectune: {error}; go on with `selectune resume RUN` (see `selectune runs`)", file=sys.stderr)

@@ -9,6 +9,8 @@ A ``UserError`` never reaches a person as a traceback: the command line prints i
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,6 +58,19 @@ class UserError(Exception):
         if self.mend:
             parts.append(f"to mend it: {self.mend}")
         return "; ".join(" ".join(part.split()) for part in parts)
+
+
+def unwritable(error: BaseException) -> str | None:
+    """Return why something could not be written (no space, no permission, read-only), if that is what the error is; None otherwise.
+
+    Libraries that write from C++ or Rust tell a full disk in words of their own: PyTorch's ``iostream error`` or ``unexpected pos`` in its
+    container, safetensors' ``No space left``.
+    """
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS) else None
+    said = str(error)
+    full = "No space left on device" in said or "iostream error" in said or "inline_container.cc" in said
+    return os.strerror(errno.ENOSPC) if full else None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

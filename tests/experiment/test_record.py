@@ -83,7 +83,9 @@ def test_what_is_new_is_done_and_its_choice_made_again(moved, begun, llama_folde
 ])  # fmt: skip
 def test_cells_of_another_experiment_are_not_taken_up(change, moved, begun, llama_folder):
     selectune.experiment(write(moved, llama_folder, **FEW | change, data_root=str(begun)), quiet=True, page_only=True)
-    assert all(cell["failed"] for cell in cells(moved).values()) and not [path for path in pieces(moved) if path.parts[2] != "choices"]
+    assert all(cell["failed"] for cell in cells(moved).values()) and not [
+        path for path in pieces(moved) if path.parts[2] != "choices"
+    ]
 
 
 @pytest.mark.slow

@@ -57,8 +57,10 @@ def find_files(sources: str | list[str], field: str) -> list[Path]:
             found += inside
         elif path.is_file():
             if _suffix(path) not in SUFFIXES:
+                recipe = _suffix(path) in (".yaml", ".yml")
                 raise UserError(f"files that end in '{path.suffix}' are not read", file=source, field=field,
-                                expected=f"one of {', '.join(SUFFIXES)}, also with .gz", mend="convert it to jsonl")  # fmt: skip
+                                expected=f"one of {', '.join(SUFFIXES)}, also with .gz",
+                                mend="give a recipe with --recipe" if recipe else "convert it to jsonl")  # fmt: skip
             found.append(path)
         else:
             raise UserError("no such file or folder", file=source, field=field, mend="check the path")

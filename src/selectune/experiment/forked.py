@@ -21,12 +21,11 @@ from pathlib import Path
 
 import torch
 
-from selectune.errors import EXIT_INTERRUPTED, UserError
+from selectune.errors import EXIT_INTERRUPTED, UserError, unwritable
 from selectune.training import Interrupted
 from selectune.training.worker import end_with
 
 EXIT_DISK, EXIT_LATE = 74, 75
-_DISK = {errno.EACCES, errno.ENOSPC, errno.EROFS}
 _PATIENCE = 10.0  # seconds for processes that were killed to let go of the folder
 
 
@@ -86,8 +85,9 @@ def reason(error: Exception, details: Path) -> str:
     Raises:
         OSError: the disk is full or cannot be written, which is no failure of the piece.
     """
-    if isinstance(error, OSError) and error.errno in _DISK:
-        raise error
+    met = error.__context__ if isinstance(error, UserError) else error
+    if met is not None and (why := unwritable(met)) is not None:
+        raise OSError(errno.ENOSPC, why) from error
     if isinstance(error, UserError):
         return _one_line(error.problem, error.expected)
     if isinstance(error, MemoryError) or "memory" in str(error).lower():

@@ -27,7 +27,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer_utils import EvalLoopOutput
 
 from selectune.data.packing import LikeLengths, stack
-from selectune.errors import UserError
+from selectune.errors import UserError, unwritable
 from selectune.meter import Meter
 from selectune.models import Anatomy
 from selectune.models.head import SplitModel
@@ -178,9 +178,11 @@ class SelectiveTrainer(Trainer):
             if self.args.should_save:
                 write_atomically(folder / COMPLETE, "")
             processes.wait()
-        except OSError as error:
+        except Exception as error:
+            if (why := unwritable(error)) is None:
+                raise
             raise UserError(
-                f"a checkpoint could not be written ({error.strerror})", file=folder,
+                f"a checkpoint could not be written ({why})", file=folder,
                 mend="free space, then `selectune resume`; the checkpoint before it is kept",
             ) from None  # fmt: skip
 
@@ -428,7 +430,7 @@ def _check_room(model: nn.Module, folder: Path) -> None:
     disk, free = trained * 12 * 3, shutil.disk_usage(folder).free
     if disk > free:
         raise UserError(
-            f"checkpoints need {disk / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free on the disk",
+            f"checkpoints need {disk / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free on the disk",
             file=folder,
             mend="free space or name another --output, then `selectune resume`",
         )

@@ -1,10 +1,12 @@
 """LANDeRMT's routing: a neuron learns from its own groups' records alone, and everything else from all (card: faithful-if 2 and 4)."""
 
+import pytest
 import torch
 
 from selectune import catalogue
 from selectune.data import Encoder, Message, Record, pack
 from selectune.data.packing import stack
+from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models import load_base
 from selectune.objectives.cross_entropy import CrossEntropy
@@ -136,3 +138,13 @@ def test_records_of_nobody_move_everything(llama_folder):
     assert trial.policy.factors(trial.stage) == {}
     wanted = plain.gradients()
     assert all(torch.allclose(value, wanted[name], rtol=1e-3, atol=1e-7) for name, value in trial.gradients().items())
+
+
+def test_the_runs_own_choice_says_whose_neurons_are(llama_folder):
+    policy = catalogue.create("policies", "routed")
+    assert policy.for_run(CHOICE).parameters == CHOICE and policy.for_run("half").parameters is None
+    assert (
+        catalogue.create("policies", {"method": "routed", "parameters": CHOICE}).for_run("language_neurons").parameters == CHOICE
+    )
+    with pytest.raises(UserError, match=r"'random' does not say whose"):
+        Trial(llama_folder, ["fault"], parameters="random")

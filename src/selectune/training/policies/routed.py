@@ -46,7 +46,8 @@ class Routed(Masked):
     """The choice of neurons that says whose each is, a `language_neurons`; left out: the run's, or its defaults where the run chooses otherwise."""
 
     def for_run(self, parameters: str | dict[str, Any]) -> Policy:
-        return self if self.parameters is not None else self.model_copy(update={"parameters": parameters})
+        known = isinstance(catalogue.create("parameters", parameters), LanguageNeurons)
+        return self if self.parameters is not None or not known else self.model_copy(update={"parameters": parameters})
 
     def begin(self, stage: Stage) -> None:
         if hasattr(stage.whole.model, "disable_adapter"):
@@ -111,8 +112,11 @@ class Routed(Masked):
 
     def _neurons(self, stage: Stage) -> LanguageNeurons:
         given: Any = catalogue.create("parameters", self.parameters or "language_neurons", "policy.parameters")
-        chosen = given if isinstance(given, LanguageNeurons) else LanguageNeurons()
-        return chosen.model_copy(update={"k": min(chosen.k, len(stage.anatomy.blocks))})
+        if not isinstance(given, LanguageNeurons):
+            raise UserError(
+                f"'{given.name}' does not say whose neurons are", field="policy.parameters", expected="language_neurons"
+            )
+        return given.model_copy(update={"k": min(given.k, len(stage.anatomy.blocks))})
 
     def _masks(self, stage: Stage) -> dict[str, dict[str, Tensor]]:
         """Return, for each group of the training data, which entries of what trains its records may move, where not all: bool by name."""
