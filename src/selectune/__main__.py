@@ -1,0 +1,5 @@
+"""``python -m selectune``: the command line."""
+
+from selectune.cli import main
+
+main()
