@@ -62,21 +62,31 @@ def main() -> None:
     pool = Pool(records, lambda: base, lambda words: Encoder(words, 512), bfloat16=fast, quiet=True)
     far = distances(held)
     budget = min(int(pool.tokens[[n for n, one in enumerate(records) if one.source == name]].sum()) for name in whole)
-    start = scores(pool, held, None)
-    rows: list[dict[str, Any]] = []
+    settings = vars(given) | {"data_root": "", "budget": budget, "order": list(whole), "bfloat16": fast}
+    values = begun(settings) or {"settings": settings, "base": scores(pool, held, None), "rows": []}
+    start, rows = values["base"], values["rows"]
+    done = {(row["order"], row["number"], row["seed"]) for row in rows}
     for title, order in (("as listed", list(whole)), ("turned", list(whole)[::-1])):
         for number in range(1, len(order) + 1):
             for seed in range(given.seeds):
+                if (title, number, seed) in done:
+                    continue
                 own = replace(pool, seed=seed)
                 chosen = Languages(among="source", first=tuple(order), number=number, by="tokens", count=budget).select(own)
                 model = trained_copy(own, given.steps, given.rate, [records[place] for place in chosen.places.tolist()])
                 after = scores(pool, held, model)
                 by = by_exposure({name: after[name] / start[name] - 1 for name in after}, exposure(order[:number], far))
                 rows.append({"order": title, "number": number, "seed": seed, "scores": after, "by": by})
+                write_atomically(RESULTS / "sub_domains.json", json.dumps(values, indent=1))
+                write_atomically(RESULTS / "sub_domains.md", page(values))
                 print(title, number, seed, by, flush=True)
-    values = {"settings": vars(given) | {"data_root": "", "budget": budget, "order": list(whole)}, "base": start, "rows": rows}
-    write_atomically(RESULTS / "sub_domains.json", json.dumps(values, indent=1))
-    write_atomically(RESULTS / "sub_domains.md", page(values))
+
+
+def begun(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what an earlier call with the same settings has left; None where there is nothing."""
+    file = RESULTS / "sub_domains.json"
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"settings": None}
+    return values if values["settings"] == settings else None
 
 
 def sub_domains(root: Path) -> dict[str, list[Record]]:
@@ -124,6 +134,8 @@ def page(values: dict[str, Any]) -> str:
         curve = []
         for number in range(1, len(settings["order"]) + 1):
             some = [row for row in rows if (row["order"], row["number"]) == (title, number)]
+            if not some:
+                continue
             cells = [_shown([row["by"][one] for row in some if one in row["by"]]) for one in ("trained", "similar", "distant")]
             over = [float(np.mean(list(row["scores"].values()))) for row in some]
             curve.append(float(np.mean(over)))
@@ -131,9 +143,11 @@ def page(values: dict[str, Any]) -> str:
             nearer += [
                 row["by"]["similar"] > row["by"]["distant"] for row in some if "distant" in row["by"] and "similar" in row["by"]
             ]
-        verdicts.append(
-            f"{title}: best over all with {best_number(curve)}, {'never falling' if rises(curve) else 'not monotone'}"
-        )
+        shape = "never falling" if rises(curve) else "not monotone"
+        verdicts.append(f"{title}: best over all with {best_number(curve)}, {shape}")
+    missing = 2 * len(settings["order"]) * settings["seeds"] - len(rows)
+    if missing:
+        verdicts.append(f"{missing} trainings are not run yet")
     return "\n".join([*lines, "", "; ".join(verdicts) + f". Similar ones gained more than distant ones in {sum(nearer)} of {len(nearer)} "
                       "trainings where there were both.", ""])  # fmt: skip
 
