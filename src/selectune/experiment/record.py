@@ -36,7 +36,7 @@ def write_record(plan: Plan, found: Sequence[Sheet], claims: list[dict[str, Any]
         "protocol": plan.protocol.model_dump(mode="json", exclude_defaults=True), "facts": plan.facts.model_dump(mode="json"),
         "machine": json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else _read(path).get("machine"), "claims": claims,
         "pools": pools_of(plan, path), "measured": {sheet.task: plan.measured_key(sheet.task) for sheet in found},
-        "base": {sheet.task: [one.model_dump(mode="json") for one in sheet.base] for sheet in found},
+        "base": {sheet.task: [one.model_dump(mode="json", exclude_defaults=True) for one in sheet.base] for sheet in found},
         "cells": [{"key": plan.done_key(slots[_place(cell)]) or _failed_key(plan, slots[_place(cell)])} | _short(cell, sheet.base)
                   for sheet in found for row in sheet.rows for cell in row.all],
     }  # fmt: skip
