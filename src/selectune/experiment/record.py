@@ -33,7 +33,8 @@ def write_record(plan: Plan, found: Sequence[Sheet], claims: list[dict[str, Any]
     machine = plan.store.folder / "environment.json"
     slots = _slots(plan)
     values = {
-        "protocol": plan.protocol.model_dump(mode="json", exclude_defaults=True), "facts": plan.facts.model_dump(mode="json"),
+        "protocol": plan.protocol.model_dump(mode="json", exclude_defaults=True, exclude={"data_root", "output"}),
+        "facts": plan.facts.model_dump(mode="json"),
         "machine": json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else _read(path).get("machine"), "claims": claims,
         "pools": pools_of(plan, path), "measured": {sheet.task: plan.measured_key(sheet.task) for sheet in found},
         "base": {sheet.task: [one.model_dump(mode="json", exclude_defaults=True) for one in sheet.base] for sheet in found},
