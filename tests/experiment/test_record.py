@@ -8,7 +8,9 @@ import pytest
 import selectune
 from selectune.errors import UserError
 from selectune.experiment.budget import Facts
+from selectune.experiment.plan import Plan
 from selectune.experiment.protocol import load
+from selectune.experiment.record import facts_of
 from selectune.experiment.runner import Runner
 from tests.experiment.test_running import cells, pieces, write
 
@@ -125,3 +127,14 @@ def test_another_machine_does_not_begin_anew_in_another_precision(where, said, b
             runner._same_precision(facts.model_copy(update={"bfloat16": here}))
     else:
         runner._same_precision(facts.model_copy(update={"bfloat16": here}))
+
+
+@pytest.mark.slow
+def test_what_failed_elsewhere_is_tried_again_when_asked(moved, begun, llama_folder):
+    protocol = load(write(moved, llama_folder, **FEW, data_root=str(begun)))
+    for retry in (False, True):
+        runner = Runner(protocol, quiet=True, record=page_of(moved), retry_failed=retry)
+        plan = Plan(protocol, facts_of(page_of(moved)), runner.store)
+        runner.take_up(plan)
+        failed = [slot for slot in plan.slots() if slot.line.name == "too many blocks"]
+        assert len(failed) == 2 and all((plan.next(slot) is not None) == retry for slot in failed)

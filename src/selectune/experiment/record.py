@@ -68,9 +68,10 @@ def take_up(plan: Plan, path: Path) -> int:
 
 def pools_of(plan: Plan, path: Path) -> dict[str, dict[str, int]]:
     """Return how many records of each kind the pool of each task has: as it was drawn, or as a record says."""
-    found = {}
+    found: dict[str, dict[str, int]] = {}
+    known = _read(path)
     for task, key in plan.data_keys.items():
-        planted, known = plan.store.room("data", key) / PLANTED, _read(path)
+        planted = plan.store.room("data", key) / PLANTED
         if planted.exists():
             found[task] = Account.model_validate_json(planted.read_bytes()).sizes()
         elif known.get("measured", {}).get(task) == plan.measured_key(task):

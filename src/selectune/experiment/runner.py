@@ -69,7 +69,7 @@ class Runner:
     Args:
         only, task: work on this method, or this task, alone. minutes: begin no piece of work after so many.
         workers: so many pieces are done at a time, each with its share of the threads.
-        record: the JSON of an earlier page; what it holds and the folder lacks is not done again.
+        record: the JSON of an earlier page; what it holds and the folder lacks is not done again. retry_failed: what failed is.
     """
 
     def __init__(
@@ -81,8 +81,9 @@ class Runner:
         quiet: bool = False,
         workers: int = 1,
         record: Path | None = None,
+        retry_failed: bool = False,
     ) -> None:
-        self.record = record
+        self.record, self.retry_failed = record, retry_failed
         self.protocol, self.only, self.task, self.quiet, self.workers = protocol, only, task, quiet, workers
         self.store = Store(Path(protocol.output) / protocol.name)
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -116,8 +117,10 @@ class Runner:
             raise KeyboardInterrupt
 
     def take_up(self, plan: Plan) -> None:
-        """Go on from the record."""
+        """Go on from the record; failures are forgotten afterwards, since it may hold some."""
         found = take_up(plan, self.record) if self.record is not None else 0
+        if self.retry_failed:
+            self.store.forget_failures()
         if found and not self.quiet:
             print(f"{found} cells are there already, in {self.record}.", file=sys.stderr)
 

@@ -33,13 +33,10 @@ def main() -> int:
         protocol = protocol.model_copy(update={"data_root": options["data_root"] or protocol.data_root})
         page = Path(options["page"])
         record = page.with_suffix(".json")
-        runner = Runner(
-            protocol, options["only"], options["task"], options["minutes"], options["quiet"], options["workers"], record
-        )
+        runner = Runner(protocol, *(options[key] for key in ("only", "task", "minutes", "quiet", "workers")), record=record,
+                        retry_failed=options["retry_failed"])  # fmt: skip
         status = 0
         if not options["page_only"]:
-            if options["retry_failed"]:
-                runner.store.forget_failures()
             try:
                 runner.run()
             except KeyboardInterrupt:
