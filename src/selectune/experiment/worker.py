@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from selectune.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, UserError
 from selectune.experiment.budget import Facts
@@ -33,8 +34,8 @@ def main() -> int:
         protocol = protocol.model_copy(update={"data_root": options["data_root"] or protocol.data_root})
         page = Path(options["page"])
         record = page.with_suffix(".json")
-        runner = Runner(protocol, *(options[key] for key in ("only", "task", "minutes", "quiet", "workers")), record=record,
-                        retry_failed=options["retry_failed"])  # fmt: skip
+        given: dict[str, Any] = {key: options[key] for key in ("only", "task", "minutes", "quiet", "workers", "retry_failed")}
+        runner = Runner(protocol, record=record, **given)
         status = 0
         if not options["page_only"]:
             try:
