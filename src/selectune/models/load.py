@@ -170,15 +170,8 @@ def _convert(gguf: Path, folder: Path) -> None:
                 gguf.parent, gguf_file=gguf.name, dtype=_dtype_of(gguf), quantization_config=GgufConfig(dequantize=True)
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        NotImplementedError,
-        IndexError,
-        TypeError,
-    ) as error:  # whatever its readers raise
+    # a damaged or unknown file meets transformers' and gguf's readers anywhere: they have no error of their own for it
+    except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError, IndexError, TypeError) as error:
         raise UserError(f"transformers cannot read this GGUF file ({_first_line(error)})", file=gguf, field="base",
                         mend="name a transformers folder of the same model") from None  # fmt: skip
     model.config.name_or_path = gguf.stem
