@@ -9,13 +9,12 @@ import torch
 
 from selectune import catalogue, pipeline
 from selectune.data import Encoder, Message, Record, pack
-from selectune.data.packing import stack
+from selectune.data.packing import repacked, stack
 from selectune.data.records import records_from_file
 from selectune.examples.method import Choice, ExampleMethod
 from selectune.models import load_base
 from selectune.objectives.cross_entropy import CrossEntropy
 from selectune.training.loss import LossOfModel
-from selectune.training.policies.uds import repacked
 from tests.test_mistakes import lines, put
 
 RECORDS = [Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", "lamp " * (i + 1)))) for i in range(4)]

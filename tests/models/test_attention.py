@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional
 
 from selectune.data import pack
+from selectune.data.packing import record_spans
 from selectune.models import attention
-from selectune.models.attention import NAME, attend_by_record, record_spans
+from selectune.models.attention import NAME, attend_by_record
 from tests.tiny import ARCHITECTURES, OTHERS, tiny
 from tests.training.test_training import encoded
 

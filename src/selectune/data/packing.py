@@ -2,20 +2,33 @@
 
 Knows: best-fit packing, batches of sequences, an order in which the sequences of a batch have like lengths, and the positions that
 restart with every record (with ``use_cache=False`` transformers builds the block-diagonal attention mask from them, so packed
-records give the losses and gradients of unpacked ones).
+records give the losses and gradients of unpacked ones); where the records of a batch begin and end, and some of them as a batch.
 Does not know: what the tokens mean.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from selectune.data.chat import IGNORE, Encoded
+
+ROUND = 32
+"""Lengths are multiples of this: for every new size of a bf16 product a kernel is compiled (two to six milliseconds), and kept for a while."""
+
+Spans = list[tuple[int, int]]
+"""Where records begin and end, in all rows of a batch laid end to end."""
+
+
+def rounded(length: int) -> int:
+    """Return a length rounded up."""
+    return -(-length // ROUND) * ROUND
 
 
 def pack(encoded: list[Encoded], max_length: int, packing: bool = True, pad_id: int | None = 0) -> list[dict[str, Tensor]]:
@@ -52,6 +65,44 @@ def _lengthen(key: str, values: Tensor, length: int) -> Tensor:
     rest = length - len(values)
     filling = torch.arange(rest) if key == "position_ids" else torch.full((rest,), IGNORE if key == "labels" else 0)
     return torch.cat([values, filling.to(values.dtype)])
+
+
+def record_spans(position_ids: Tensor, labels: Tensor | None = None) -> Spans:
+    """Return the records of packed sequences.
+
+    Args:
+        position_ids: ``(batch, length)`` int64, 0 where a record begins. labels: the same shape; a record whose labels are all
+            -100 (padding, for instance) is left out: nobody asks for its attention.
+    """
+    batch, length = position_ids.shape
+    begins = (position_ids == 0).cpu()
+    begins[:, 0] = True
+    starts = [*begins.reshape(-1).nonzero().squeeze(-1).tolist(), batch * length]
+    learnt = torch.ones(batch * length, dtype=torch.bool) if labels is None else (labels != -100).cpu().reshape(-1)
+    sums = [0, *learnt.cumsum(0).tolist()]
+    return [(start, end) for start, end in pairwise(starts) if sums[end] > sums[start]]
+
+
+def repacked(batch: dict[str, Tensor], spans: Spans, alone: bool = False) -> dict[str, Tensor]:
+    """Return some records of a batch as a batch of their own, in as few and as short sequences as hold them.
+
+    Args:
+        batch: ``input_ids``, ``labels``, ``position_ids``, ``(sequences, length)`` int64, and ``weights`` where records have any. spans: of the
+            records, in all sequences laid end to end.
+        alone: each record stays a sequence.
+    """
+    device, width = batch["input_ids"].device, batch["input_ids"].shape[1]
+    ids, labels = (batch[key].reshape(-1).tolist() for key in ("input_ids", "labels"))
+    weights = batch["weights"].reshape(-1).tolist() if "weights" in batch else [1.0] * len(ids)
+    pieces = [Encoded(ids[a:b], labels[a:b], weights[a]) for a, b in spans]
+    rows = pack(pieces, width, packing=False)
+    if not alone:
+        total, longest = sum(b - a for a, b in spans), max(b - a for a, b in spans)
+        fewest = math.ceil(total / width)
+        short = min(width, rounded(max(math.ceil(total / fewest), longest)))
+        rows = pack(pieces, short)
+        rows = rows if len(rows) == fewest else pack(pieces, width)
+    return {key: value.to(device) for key, value in stack(rows).items()}
 
 
 class LikeLengths(Sampler[int]):

@@ -1,7 +1,7 @@
 """Attention of packed records on a CPU, each by itself: products that a mask would throw away are never made.
 
-Knows: where records begin and end in packed sequences, causal attention within them forward and backward, and how transformers
-is told to attend this way. The sums are those of a block-diagonal causal mask. Does not know: losses.
+Knows: causal attention within the records of packed sequences, forward and backward, and how transformers is told to attend this
+way. The sums are those of a block-diagonal causal mask. Does not know: how records are packed, and losses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,33 +16,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from selectune.data.packing import Spans, record_spans, rounded
+
 NAME = "selectune_by_record"
 
 BLOCK = 128
 """Queries whose scores are made at once: keys after them are never met."""
-ROUND = 32
-"""Sizes are multiples of this: for every new size of a bf16 product a kernel is compiled (two to six milliseconds), and kept for a while."""
 KEPT_LENGTH = 512
 """Records up to this length keep their attention weights for the backward pass; longer ones make them again."""
-
-Spans = list[tuple[int, int]]
-"""Where records begin and end, in all rows of a batch laid end to end."""
-
-
-def record_spans(position_ids: Tensor, labels: Tensor | None = None) -> Spans:
-    """Return the records of packed sequences.
-
-    Args:
-        position_ids: ``(batch, length)`` int64, 0 where a record begins. labels: the same shape; a record whose labels are all
-            -100 (padding, for instance) is left out: nobody asks for its attention.
-    """
-    batch, length = position_ids.shape
-    begins = (position_ids == 0).cpu()
-    begins[:, 0] = True
-    starts = [*begins.reshape(-1).nonzero().squeeze(-1).tolist(), batch * length]
-    learnt = torch.ones(batch * length, dtype=torch.bool) if labels is None else (labels != -100).cpu().reshape(-1)
-    sums = [0, *learnt.cumsum(0).tolist()]
-    return [(start, end) for start, end in pairwise(starts) if sums[end] > sums[start]]
 
 
 class _ByRecord(torch.autograd.Function):
@@ -95,7 +75,7 @@ def _blocks(start: int, end: int, tokens: int) -> list[tuple[int, int, int]]:
     blocks = []
     for a in range(start, end, BLOCK):
         b = min(a + BLOCK, end)
-        stop = a + -(-(b - a) // ROUND) * ROUND
+        stop = a + rounded(b - a)
         blocks.append((a, b, stop if stop <= tokens else b))
     return blocks
 

@@ -18,22 +18,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from selectune.data.packing import rounded
+
 NAME = "selectune_of_choices"
 
 BLOCK = 256
 """Queries of a question whose scores are made at once: keys after them are never met."""
-ROUND = 32
-"""Lengths are rounded up to multiples of this: a kernel is compiled for every new size of a product."""
 SCORES = 1 << 19
 """Scores of a head that are made at once (of one question, where it has more)."""
 
 KeysAndValues = dict[int, tuple[Tensor, Tensor]]
 """By layer: keys and values, each ``(key heads, tokens, size)``."""
-
-
-def rounded(length: int) -> int:
-    """Return a length rounded up."""
-    return -(-length // ROUND) * ROUND
 
 
 @dataclass

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selectune.models.attention import attend_by_record, record_spans
+from selectune.data.packing import record_spans
+from selectune.models.attention import attend_by_record
 from selectune.models.gated import short_gated_units
 from selectune.models.head import SplitModel
 from selectune.models.norms import short_norms

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from selectune.models.attention import record_spans
+from selectune.data.packing import record_spans
 from selectune.training.policies.policy import last_states
 from selectune.training.policies.udim import Records, inconsistency, penalise
 from tests.tiny import tiny

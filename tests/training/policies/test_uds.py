@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from selectune.data import Encoder, Message, Record, pack
-from selectune.models.attention import record_spans
-from selectune.training.policies.uds import Directions, Head, combined, repacked
+from selectune.data.packing import record_spans, repacked
+from selectune.training.policies.uds import Directions, Head, combined
 from tests.tiny import tiny, tokenizer
 from tests.training.policies.running import RECORDS, blocks, run
 from tests.training.policies.staged import make, stage

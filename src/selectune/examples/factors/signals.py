@@ -47,7 +47,7 @@ class Worker:
 
     def states(self, pieces: list[Encoded]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Give each piece's number, hidden states ``(length, hidden)`` and labels ``(length,)``; several pieces go through the base at once."""
-        from selectune.models.attention import record_spans
+        from selectune.data.packing import record_spans
 
         groups = list(packs([len(piece.input_ids) for piece in pieces], self.encoder.max_length))
         rows = [pack_in_order([pieces[member] for member in members]) for members in groups]

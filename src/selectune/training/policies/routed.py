@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from selectune import catalogue
+from selectune.data.packing import Spans, record_spans, repacked
 from selectune.errors import UserError
-from selectune.models.attention import Spans, record_spans
 from selectune.parameters.factors.neurons import neurons
 from selectune.parameters.language_neurons import LanguageNeurons
 from selectune.recipe import MethodChoice
 from selectune.training import processes
 from selectune.training.policies.masked import Masked
 from selectune.training.policies.policy import Batch, Policy, Stage
-from selectune.training.policies.uds import repacked
 
 
 class Routed(Masked):

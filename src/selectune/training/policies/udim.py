@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from selectune.models.attention import record_spans
+from selectune.data.packing import record_spans
 from selectune.objectives.objective import CHUNK
 from selectune.training.policies.policy import Batch, Stage, last_states
 from selectune.training.policies.sharpness import Sharpness

@@ -1,7 +1,7 @@
 """Of each pass over the training records only the most useful and most novel are learnt from: the rest costs a forward pass and nothing else.
 
-Knows: the nuclear norm of a record's logits and their random projection, both without a single logit; the memory of what was learnt from; and how
-the chosen records of some packed sequences are packed anew. Does not know: how a loss is computed, or how a step is run.
+Knows: the nuclear norm of a record's logits and their random projection, both without a single logit; the memory of what was learnt from.
+Does not know: how records are packed, how a loss is computed, or how a step is run.
 
 A head ``W`` (vocabulary, hidden) is linear: logits ``X = H W^T`` have the Gram matrix ``H (W^T W) H^T``, and whatever is projected from them on the
 side of the vocabulary is ``H (W^T M)``. Both small matrices are made once, or anew at each step where the head trains.
@@ -18,9 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from selectune.data.chat import Encoded
-from selectune.data.packing import pack, stack
-from selectune.models.attention import ROUND, Spans, record_spans
+from selectune.data.packing import Spans, record_spans, repacked
 from selectune.models.head import SplitModel
 from selectune.training import processes
 from selectune.training.policies.policy import Batch, Policy, Stage, last_states
@@ -192,28 +190,6 @@ def combined(utility: Tensor, novelty: Tensor, weight: float | None) -> Tensor:
         spread = float(novelty.std(correction=0))
         weight = float(utility.std(correction=0)) / spread if spread > 0 else 0.0
     return utility + weight * novelty
-
-
-def repacked(batch: Batch, spans: Spans, alone: bool = False) -> Batch:
-    """Return some records of a batch as a batch of their own, in as few and as short sequences as hold them.
-
-    Args:
-        batch: ``input_ids``, ``labels``, ``position_ids``, ``(sequences, length)`` int64, and ``weights`` where records have any. spans: of the
-            records, in all sequences laid end to end.
-        alone: each record stays a sequence.
-    """
-    device, width = batch["input_ids"].device, batch["input_ids"].shape[1]
-    ids, labels = (batch[key].reshape(-1).tolist() for key in ("input_ids", "labels"))
-    weights = batch["weights"].reshape(-1).tolist() if "weights" in batch else [1.0] * len(ids)
-    pieces = [Encoded(ids[a:b], labels[a:b], weights[a]) for a, b in spans]
-    rows = pack(pieces, width, packing=False)
-    if not alone:
-        total, longest = sum(b - a for a, b in spans), max(b - a for a, b in spans)
-        fewest = math.ceil(total / width)
-        short = min(width, -(-max(math.ceil(total / fewest), longest) // ROUND) * ROUND)
-        rows = pack(pieces, short)
-        rows = rows if len(rows) == fewest else pack(pieces, width)
-    return {key: value.to(device) for key, value in stack(rows).items()}
 
 
 def _learnt_tokens(batch: Batch) -> int:
