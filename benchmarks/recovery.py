@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.recovery            # goes on where it was left; new methods are picked up
     .venv/bin/python -m benchmarks.recovery --only loss --minutes 20
+    .venv/bin/python -m benchmarks.recovery --share 1/2 & .venv/bin/python -m benchmarks.recovery --share 2/2    # on two cores
 
 Writes benchmarks/results/examples_recovery.json (a method at a time) and the table benchmarks/results/examples.md. What is measured of a
 record is shared by all methods and kept under runs/recovery. Knows: the pool, the budgets, the order of work. Does not know: how a
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import resource
 import signal
 import time
@@ -61,19 +63,27 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=8.0, help="of one core, after which a method is given up (all budgets together)"
     )
+    parser.add_argument("--share", default="1/1", help="every second method from the first one: 1/2")
     parser.add_argument("--retry", action="store_true", help="do again what failed or was given up")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     base = load_base("smollm2-135m-instruct", dtype="auto" if bf16_is_fast() else "float32")
     setting = fingerprint(
-        {"task": TASK.model_dump(exclude_unset=True), "budgets": BUDGETS, "length": LENGTH, "base": base.fingerprint}
+        {
+            "task": TASK.model_dump(exclude_unset=True),
+            "budgets": BUDGETS,
+            "length": LENGTH,
+            "base": base.fingerprint,
+            "bfloat16": bf16_is_fast(),
+        }
     )
     folder = WORK / setting
     if not (folder / "data").is_dir():
         jobs.prepare(TASK, TASK.data(asked.data_root, LENGTH), folder / "data", TASK.pool_under(asked.data_root))
     account = Account.model_validate_json((folder / "data" / jobs.PLANTED).read_bytes())
     found = _known(setting)
-    for name, method, seed in _wanted(asked.only):
+    first, step = (int(number) for number in asked.share.split("/"))
+    for name, method, seed in _wanted(asked.only)[first - 1 :: step]:
         key, described = f"{name}, seed {seed}" if name == "random" else name, method.describe()
         before = found["methods"].get(key)
         same = before and all(
@@ -123,7 +133,7 @@ def _measured(method: Any, base: Any, folder: Path, account: Account, seed: int)
 
 def _in_a_process(work: Any, folder: Path, seconds: float) -> dict[str, Any]:
     """Return what some work returns, or why there is nothing; after so many seconds of the processor's time it is given up."""
-    told = folder / "result.json"
+    told = folder / f"result-{os.getpid()}.json"
 
     def recorded() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
