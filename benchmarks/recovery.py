@@ -28,7 +28,7 @@ from selectune import catalogue
 from selectune.data import Encoder, records_from_file
 from selectune.examples import Pool
 from selectune.experiment import jobs
-from selectune.experiment.forked import forked, reason
+from selectune.experiment.forked import Forked, reason
 from selectune.experiment.planting import EXACT, IN_DOMAIN, NEAR, OFF_DOMAIN, WRONG, Account
 from selectune.experiment.protocol import Task
 from selectune.experiment.recovery import choices, recovery
@@ -144,7 +144,9 @@ def _in_a_process(work: Any, folder: Path, seconds: float) -> dict[str, Any]:
         write_atomically(told, json.dumps(result))
 
     told.unlink(missing_ok=True)
-    status = forked(recorded, 1, lambda: False)
+    process = Forked(recorded, 1)
+    while (status := process.status()) is None:
+        time.sleep(0.2)
     if status == -signal.SIGXCPU:
         return {"failed": f"not done after {seconds / 60:g} minutes of one core"}
     return (
