@@ -12,7 +12,7 @@ demo: .venv/ready
 
 test: .venv/ready-test
 	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/mypy src
+	$(BIN)/mypy src benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 docs: .venv/ready

@@ -78,6 +78,7 @@ def ours(root: Path, cell: dict[str, Any]) -> dict[str, Any]:
     from selectune.meter import Meter
     from selectune.models import load_base
     from selectune.models.builtin import BUILTIN
+    from selectune.objectives.cross_entropy import CrossEntropy
     from selectune.parameters import Selection
     from selectune.recipe import TrainingRecipe
     from selectune.training import processes
@@ -94,14 +95,15 @@ def ours(root: Path, cell: dict[str, Any]) -> dict[str, Any]:
         selection = Selection.of(base.model, names)
     else:
         selection = Selection.all(base.model)
-    model = catalogue.create("adapters", cell["form"]).apply(base, selection, 0)
+    form: Any = catalogue.create("adapters", cell["form"])
+    model = form.apply(base, selection, 0)
     clock = StepTimes()
     recipe = TrainingRecipe(batch_sequences=BATCH, micro_batch_sequences=cell.get("micro", BATCH // together), evaluations=0,
                             **cell.get("recipe", {}))  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         place = Path(processes.agree(folder))
         training.train(model, rows, [], recipe=recipe, steps=cell["steps"], learning_rate=1e-5, bfloat16=True, seed=0, quiet=True,
-                       objective=catalogue.create("objectives", "cross_entropy"), folder=place / "checkpoints",
+                       objective=CrossEntropy(), folder=place / "checkpoints",
                        metrics=place / "metrics.jsonl", meter=Meter("train"), watching=[clock])  # fmt: skip
         processes.wait()
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -159,6 +161,7 @@ def growth(root: Path) -> dict[str, list[tuple[int, float]]]:
     from selectune.data import Encoder, pack, stack
     from selectune.models import load_base
     from selectune.models.builtin import BUILTIN
+    from selectune.objectives.cross_entropy import CrossEntropy
     from selectune.parameters import Selection
     from selectune.training.allocator import keep_freed_memory
     from selectune.training.loss import LossOfModel
@@ -170,8 +173,8 @@ def growth(root: Path) -> dict[str, list[tuple[int, float]]]:
         encoder = Encoder(base.tokenizer, LENGTH)
         rows = pack([piece for row in gsm8k(root, 0, 80) for piece in encoder.encode(as_record(row))], LENGTH)
         names = [name for block in base.anatomy.blocks[len(base.anatomy.blocks) - blocks :] for name in block.parameters]
-        model = catalogue.create("adapters", form).apply(base, Selection.of(base.model, names), 0)
-        module = LossOfModel(model, catalogue.create("objectives", "cross_entropy"), True)
+        chosen: Any = catalogue.create("adapters", form)
+        module = LossOfModel(chosen.apply(base, Selection.of(base.model, names), 0), CrossEntropy(), True)
         batch, times = stack(rows[:sequences]), []
         with module.attending(rows):
             for _ in range(4):

@@ -101,21 +101,21 @@ class Bench:
         name, few_shot, items, sweep = TASKS[task]
         if swept:
             dtype, size = max(swept, key=lambda setting: swept[setting]).split(", ")
-            settings = swept
+            batch, settings = int(size), swept
         else:
-            dtype, size, settings = self.best_setting(name, few_shot, sweep)
+            dtype, batch, settings = self.best_setting(name, few_shot, sweep)
         ours: list[float] = []
-        theirs = [] if sweep else [settings[f"{dtype}, {size}"]]
+        theirs = [] if sweep else [settings[f"{dtype}, {batch}"]]
         for _ in range(repeats):
             speed, count, again = self.ours(name, few_shot, items)
             ours.append(speed)
             if sweep:
-                theirs.append(self.theirs(name, few_shot, items, dtype, int(size)))
+                theirs.append(self.theirs(name, few_shot, items, dtype, batch))
         ratios = [a / b for a, b in zip(ours, theirs * (repeats if len(theirs) == 1 else 1), strict=True)]
         equal = max(speed for setting, speed in settings.items() if setting.startswith("fp32"))
         return {
             "task": task, "items": count, "decided_again_in_fp32": again, "ours": ours, "lm_eval": theirs,
-            "lm_eval_setting": f"{dtype}, batch size {size}", "sweep": settings,
+            "lm_eval_setting": f"{dtype}, batch size {batch}", "sweep": settings,
             "ratio": statistics.median(ratios), "ratios": ratios,
             "lm_eval_fp32": equal, "ratio_to_fp32": statistics.median(ours) / equal,
         }  # fmt: skip

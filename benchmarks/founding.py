@@ -202,12 +202,12 @@ def write_results(arguments: argparse.Namespace) -> None:
               "|---|" + "---|" * (len(DATA) * 3 + 1)]  # fmt: skip
     lines.append("| *similarity* | " + " | ".join(f"{alike[d][b]:.2f}" for d in DATA for b in alike[d]) + " | |")
     for method in METHODS:
-        runs = {entry["data"]: entry for entry in found if entry["method"] == method}
-        if set(runs) == set(DATA):
-            pairs = [runs[d]["alignment"][b] for d in DATA for b in alike[d]]
+        by_data = {entry["data"]: entry for entry in found if entry["method"] == method}
+        if set(by_data) == set(DATA):
+            pairs = [by_data[d]["alignment"][b] for d in DATA for b in alike[d]]
             each = []
             for name in alike[DATA[0]]:  # within a benchmark: losses of different benchmarks have different sizes
-                column = [runs[d]["alignment"][name] for d in DATA]
+                column = [by_data[d]["alignment"][name] for d in DATA]
                 found_here = spearmanr([p["similarity"] for p in column], [p["loss_reduction"] for p in column])
                 each.append(float(found_here.statistic))
             reductions = " | ".join(f"{p['loss_reduction']:+.2f}" for p in pairs)

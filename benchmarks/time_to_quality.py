@@ -114,7 +114,8 @@ def ours(name: str, root: Path, file: Path) -> None:
     rows = packed(0, TRAIN)
     names = [n for block in base.anatomy.blocks[-cell.get("blocks", 30) :] for n in block.parameters]
     selection = Selection.of(base.model, names) if "blocks" in cell else Selection.all(base.model)
-    model = catalogue.create("adapters", cell["form"]).apply(base, selection, 0)
+    form: Any = catalogue.create("adapters", cell["form"])
+    model = form.apply(base, selection, 0)
     recipe = TrainingRecipe(
         batch_sequences=cell["batch"], micro_batch_sequences=cell["batch"], evaluations=cell.get("evaluations", 8)
     )
