@@ -180,7 +180,7 @@ def growth(root: Path) -> dict[str, list[tuple[int, float]]]:
             for _ in range(4):
                 begin = time.perf_counter()
                 module(**batch).backward()
-                model.zero_grad(set_to_none=False)
+                module.zero_grad(set_to_none=False)
                 times.append(time.perf_counter() - begin)
         return min(times[1:])
 
