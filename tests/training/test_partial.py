@@ -138,6 +138,26 @@ def test_the_product_has_the_size_of_the_part():
     assert _Product(Part(shape, "elements", [0, 64, 64 * 90])).multiplications() == 96  # of one column
 
 
+@pytest.mark.parametrize("index", [[0, 1, 63], [0, 64, 64 * 90], [5], list(range(3, 96 * 64, 17)), [0, 64 * 96 - 1]])
+def test_a_few_scattered_entries_are_summed_one_by_one(index):
+    """They cost a product each, whatever rows and columns they lie in, and are those of the whole product."""
+    left, right = torch.randn(50, 96), torch.randn(50, 64)
+    part = Part((96, 64), "elements", index)
+    product = _Product(part, one_by_one=True)
+    met = [values if chosen is None else values[:, chosen] for values, chosen in ((left, product.rows), (right, product.columns))]
+    assert torch.allclose(product(*met), part.take(left.t() @ right), atol=1e-4)
+    few = len(index) * 16 <= met[0].shape[1] * met[1].shape[1]
+    assert product.multiplications() == (len(index) if few else met[0].shape[1] * met[1].shape[1])
+
+
+def test_sums_one_by_one_are_for_fp32_alone():
+    """In bf16 the whole product is faster."""
+    for dtype, count in ((torch.float32, 2), (torch.bfloat16, 96)):
+        layer = torch.nn.Sequential(torch.nn.Linear(64, 96, bias=False)).to(dtype)
+        train_entries(layer, Selection({"0.weight": Part((96, 64), "elements", [0, 64 * 90])}))
+        assert multiplications(layer) == count
+
+
 def test_operations_count_the_products():
     model = tiny("llama")
     anatomy = Anatomy.of(model)
