@@ -13,7 +13,7 @@ demo: .venv/ready
 test: .venv/ready-test
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy src benchmarks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations 30 --durations-min 10
 
 docs: .venv/ready
 	$(BIN)/selectune methods write docs/methods
