@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selectune.errors import UserError, nearest
 
@@ -186,7 +186,8 @@ class Recipe(Section):
     parameters: MethodChoice = "all"
     """Which weights may change; ``selectune methods parameters`` lists the answers."""
     form: MethodChoice = "lora"
-    """In which form they change; ``selectune methods adapters`` lists the answers."""
+    """In which form they change; ``selectune methods adapters`` lists the answers. Left out: the form that the choice of weights is made for,
+    in place (``full``) for single entries, rows, heads and matrices, LoRA for everything and for whole blocks."""
     objective: MethodChoice = "cross_entropy"
     """By which loss; ``selectune methods objectives`` lists the answers."""
     policy: MethodChoice = "none"
@@ -200,6 +201,19 @@ class Recipe(Section):
     """Folder that holds the runs."""
     seed: int = 0
     """Of everything random."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_its_form(cls, values: Any) -> Any:
+        """Where weights are chosen and no form is named, name the form that the choice is made for."""
+        chosen = values.get("parameters") if isinstance(values, dict) and "form" not in values else None
+        name = chosen.get("method") if isinstance(chosen, dict) else str(chosen).split(":")[0]
+        if chosen is None or name == "all":
+            return values
+        from selectune import catalogue
+
+        known: Any = catalogue.methods("parameters").get(str(name))
+        return values if known is None else {**values, "form": known.usual_form}
 
 
 def parse(values: dict[str, Any], file: str | Path | None = None) -> Recipe:

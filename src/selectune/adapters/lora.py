@@ -1,4 +1,4 @@
-"""LoRA: a product of two thin matrices beside each linear layer of the chosen blocks.
+"""LoRA: a product of two thin matrices beside each chosen linear layer.
 
 Configures PEFT's tuner; nothing of it is written here again.
 """
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class LoRA(Form):
-    """Low-rank adapters on every linear layer of the chosen blocks."""
+    """Low-rank adapters on every linear layer whose weight was chosen."""
 
     name: ClassVar[str] = "lora"
     paper: ClassVar[str] = "LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv 2106.09685"
-    summary: ClassVar[str] = "Low-rank adapters beside the linear layers of the chosen blocks (PEFT)."
+    summary: ClassVar[str] = "Low-rank adapters beside the chosen linear layers (PEFT)."
     departs: ClassVar[str] = "On every linear layer, as in QLoRA, instead of the query and value projections alone."
     learning_rate_default: ClassVar[float] = 1e-3
 
@@ -74,12 +74,18 @@ class LoRA(Form):
         model.save_pretrained(folder, save_embedding_layers=False)
 
     def _targets(self, base: Base, selection: Selection, short: bool = True) -> list[str]:
-        """The linear layers of the blocks that the selection touches; by their last names, when that is all of them."""
-        blocks = [b for b in base.anatomy.blocks if any(selection.covers(name) for name in b.parameters)]
-        full = [name for block in blocks for name, role in block.linears.items() if role != "router"]
+        """The linear layers whose weights were chosen; by their last names, when those are all of the base's.
+
+        Raises:
+            UserError: none was chosen, or parts of one, which an adapter beside the whole cannot heed.
+        """
+        linears = [name for block in base.anatomy.blocks for name in block.linears]
+        full = [name for block in base.anatomy.blocks for name, role in block.linears.items()
+                if role != "router" and selection.covers(f"{name}.weight")]  # fmt: skip
         if not full:
-            raise UserError("the chosen weights lie in no block with linear layers", field="parameters")
-        routers = any(role == "router" for block in blocks for role in block.linears.values())
-        if short and len(blocks) == len(base.anatomy.blocks) and not routers:
-            return sorted({name.rpartition(".")[2] for name in full})
-        return full
+            raise UserError("no linear layer is among the chosen weights", field="form", expected="whole matrices or blocks",
+                            mend="`form: full` trains what was chosen in place")  # fmt: skip
+        if any(selection.parts[f"{name}.weight"].form != "whole" for name in full):
+            raise UserError(f"'{self.name}' trains beside whole matrices, and parts of them were chosen", field="form",
+                            mend="`form: full` trains the chosen entries in place")  # fmt: skip
+        return sorted({name.rpartition(".")[2] for name in full}) if short and len(full) == len(linears) else full

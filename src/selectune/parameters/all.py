@@ -13,6 +13,7 @@ class All(ParameterMethod):
 
     name: ClassVar[str] = "all"
     family: ClassVar[str] = "controls"
+    usual_form: ClassVar[str] = "lora"
     summary: ClassVar[str] = "Every weight of the base."
 
     def select(self, context: Context) -> Selection:

@@ -21,6 +21,7 @@ class Blocks(ParameterMethod):
     """k whole blocks; embeddings, norms outside the blocks and the head stay as they are."""
 
     family: ClassVar[str] = "blocks"
+    usual_form: ClassVar[str] = "lora"
 
     k: Annotated[int, Field(gt=0)] = 8
     """How many blocks train."""

@@ -64,6 +64,7 @@ class Conductance(ParameterMethod):
 
     name: ClassVar[str] = "conductance"
     family: ClassVar[str] = "blocks"
+    usual_form: ClassVar[str] = "lora"
     paper: ClassVar[str] = (
         "Restore Anything with Masks, ECCV 2024, arXiv 2409.19403 (random order); RAM++, 2025, arXiv 2509.12039 (adaptive order)"
     )

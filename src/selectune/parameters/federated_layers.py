@@ -118,6 +118,7 @@ class FederatedLayers(ParameterMethod):
 
     name: ClassVar[str] = "federated_layers"
     family: ClassVar[str] = "blocks"
+    usual_form: ClassVar[str] = "lora"
     paper: ClassVar[str] = "Exploring Selective Layer Fine-Tuning in Federated Learning, ISIT 2025, arXiv 2408.15600"
     summary: ClassVar[str] = "Blocks with large gradients in each part of the data, drawn together by a penalty on disagreement."
     departs: ClassVar[str] = (

@@ -27,6 +27,7 @@ class LoFiTHeads(ParameterMethod):
 
     name: ClassVar[str] = "lofit"
     family: ClassVar[str] = "heads-neurons-channels"
+    usual_form: ClassVar[str] = "lofit"
     paper: ClassVar[str] = "LoFiT: Localized Fine-tuning on LLM Representations, NeurIPS 2024, arXiv 2406.01563"
     summary: ClassVar[str] = (
         "The k heads whose outputs' scales move most when all are trained under an L1 penalty; meant for the form `lofit`."

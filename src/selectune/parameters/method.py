@@ -96,6 +96,8 @@ class ParameterMethod(Method, ABC):
     """An answer to: which weights may change?"""
 
     axis: ClassVar[str] = "parameters"
+    usual_form: ClassVar[str] = "full"
+    """The form in which the choice changes where a recipe names none: in place, which heeds every choice."""
 
     @abstractmethod
     def select(self, context: Context) -> Selection:

@@ -29,6 +29,7 @@ class SalientChannels(ParameterMethod):
 
     name: ClassVar[str] = "sct"
     family: ClassVar[str] = "heads-neurons-channels"
+    usual_form: ClassVar[str] = "sct"
     paper: ClassVar[str] = "SCT: A Simple Baseline for Parameter-Efficient Fine-Tuning via Salient Channels, arXiv 2309.08513"
     summary: ClassVar[str] = (
         "In each output projection, the channels with the largest norm on the training data; meant for the form `sct`."

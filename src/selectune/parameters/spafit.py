@@ -21,6 +21,7 @@ class SPAFIT(ParameterMethod):
 
     name: ClassVar[str] = "spafit"
     family: ClassVar[str] = "modules"
+    usual_form: ClassVar[str] = "sparse_and_low_rank:rank=16,alpha=32"
     paper: ClassVar[str] = (
         "SPAFIT: Stratified Progressive Adaptation Fine-tuning for Pre-trained Large Language Models, 2024, arXiv 2405.00201"
     )

@@ -50,6 +50,7 @@ class SPT(Budgeted):
 
     name: ClassVar[str] = "spt"
     family: ClassVar[str] = "elements"
+    usual_form: ClassVar[str] = "sparse_and_low_rank"
     paper: ClassVar[str] = "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning, ICCV 2023, arXiv 2303.08566"
     summary: ClassVar[str] = (
         "The most sensitive entries; a matrix with many of them is selected whole, to get a low-rank adapter (form `sparse_and_low_rank`)."

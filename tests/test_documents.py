@@ -1,0 +1,49 @@
+"""What the documents show works as it is written: every recipe names methods and settings that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from selectune import catalogue, recipe
+from selectune.experiment import protocol
+
+ROOT = Path(__file__).parents[1]
+AXES = {
+    "examples": "examples",
+    "parameters": "parameters",
+    "form": "adapters",
+    "objective": "objectives",
+    "policy": "policies",
+    "finish": "merging",
+}
+SHOWN = [
+    pytest.param(block, id=f"{path.relative_to(ROOT)}-{number}")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", path.read_text(encoding="utf-8"), re.S))
+]
+
+
+@pytest.mark.parametrize("block", SHOWN)
+def test_a_recipe_that_is_shown_is_one(block):
+    values = yaml.safe_load(block)
+    if "methods" in values or "tasks" in values:
+        pytest.skip("an experiment, or a part of one")
+    found = recipe.parse(values)
+    for key, axis in AXES.items():
+        catalogue.create(axis, getattr(found, key), key)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_names_what_there_is(file):
+    assert protocol.load(file).tasks
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [({}, "lora"), ({"parameters": "gps:k=2"}, "full"), ({"parameters": {"method": "lofit"}}, "lofit"), ({"parameters": "last_blocks:k=2"}, "lora"),
+     ({"parameters": "spafit"}, "sparse_and_low_rank:rank=16,alpha=32"), ({"parameters": "gps", "form": "lora"}, "lora")],
+)  # fmt: skip
+def test_weights_that_are_chosen_change_in_the_form_they_are_chosen_for(values, form):
+    assert recipe.parse(values).form == form
