@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+from selectune.data import Message, Record
+from selectune.examples import Pool
 from selectune.examples.factors.transport import calibrated_gradient, potentials
-from selectune.examples.toward_target import balanced, least_uncertain
+from selectune.examples.toward_target import LeastUncertain, balanced, least_uncertain
 
 
 def cost_of(costs, source):
@@ -72,6 +74,34 @@ def test_a_repetition_waits_and_great_noise_is_nearest_neighbours():
     many /= np.linalg.norm(many, axis=1, keepdims=True)
     nearest = np.argsort(-((many @ many[0]) ** 2))[:5]
     assert least_uncertain(many, many[:1], 5, 1e6)[0].tolist() == nearest.tolist()
+
+
+class Drawn:
+    """A sentence encoder to which each sentence is a vector of two numbers that it names."""
+
+    def embed(self, texts):
+        return np.array([[float(number) for number in text.split()] for text in texts], np.float32)
+
+
+def asks(*numbers):
+    return Record("chat", (Message("user", " ".join(map(str, numbers))), Message("assistant", "yes")))
+
+
+def test_a_record_that_points_away_from_the_target_comes_last(monkeypatch):
+    monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Drawn)
+    records = [asks(-1, 0), asks(0.6, 0.8), asks(-0.6, 0.8), asks(0.8, -0.6), asks(0, 1)]
+    made = Pool(records, lambda: None, lambda words: None, [asks(1, 0)], quiet=True)
+    method = LeastUncertain(count=4, centre=False)
+    choice = method.select(made)
+    assert choice.places.tolist() == [3, 1, 4, 2]  # the antipode, the very best of them by its square, is left
+    assert "only 2 records" in made.notes[0]
+    vectors = np.array([[0.6, 0.8], [0.8, -0.6]])
+    for place, chosen in ((3, [1]), (1, [1, 0])):
+        left = variance(vectors, np.array([[1.0, 0.0]]), chosen, method.noise)
+        assert choice.signals["variance left"][place] == pytest.approx(left, abs=1e-6)
+    assert np.isnan(choice.signals["variance left"][[0, 2, 4]]).all()
+    made.target = [asks(1, 0), asks(-1, 0)]
+    assert 0 in LeastUncertain(count=1, centre=False).select(made).places  # toward one of them is enough
 
 
 def by_loop(influence, count):

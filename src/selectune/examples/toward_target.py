@@ -106,7 +106,8 @@ class LeastUncertain(Embedded):
         "Greedily the records that most shrink the posterior variance at the target's prompts; repetitions count for little."
     )
     departs: ClassVar[str] = (
-        "Vectors are centred (those of small models all lie near each other); one choice for all prompts; no record twice."
+        "Vectors are centred (those of small models all lie near each other); records that point away from every prompt come last, where the "
+        "paper squares and so welcomes them; one choice for all prompts; no record twice."
     )
     needs_target: ClassVar[bool] = True
 
@@ -121,11 +122,14 @@ class LeastUncertain(Embedded):
             mean = vectors[pool.order].mean(0)
             vectors, wanted = unit(vectors - mean), unit(wanted - mean)
         order = pool.order
-        count = self.needed(pool)
-        places, left = least_uncertain(vectors[order], wanted, count, self.noise)
+        likeness = (vectors[order] @ wanted.T).max(1)
+        near, far = order[likeness > 0], order[np.argsort(-likeness, kind="stable")][(likeness > 0).sum() :]
+        places, left = least_uncertain(vectors[near], wanted, self.needed(pool), self.noise)
         variance = np.full(len(pool), np.nan)
-        variance[order[places]] = left / len(wanted)
-        return Choice(self.fill(pool, order[places]), {"variance left": variance})
+        variance[near[places]] = left / len(wanted)
+        if len(near) < self.about(pool):
+            pool.notes.append(f"only {len(near):,} records point toward a record of the target: the rest of the choice does not")
+        return Choice(self.fill(pool, [*near[places], *far]), {"variance left": variance})
 
 
 def balanced(influence: Array, count: int) -> Array:
