@@ -6,6 +6,7 @@ import torch
 
 from selectune.data import Message, Record
 from selectune.errors import UserError
+from selectune.examples import delift
 from selectune.examples.delift import InContextUtility, distance, guessed, utilities
 from selectune.examples.factors.shown import shown_alone, shown_before
 from selectune.examples.refined import Refined, reweighed
@@ -34,7 +35,7 @@ def test_an_example_is_read_and_not_scored(llama_folder):
     found = utilities(made, RECORDS[:3], RECORDS[:4])
     expected = distance(worker, [alone])[0] - distance(worker, [after])[0]
     assert found.shape == (3, 4) and found[2, 1] == pytest.approx(expected, abs=1e-5)
-    assert [found[i, i] for i in range(3)] == [0, 0, 0]
+    assert np.array_equal(np.isnan(found), np.eye(3, 4, dtype=bool))
 
 
 def test_a_long_example_is_never_scored_in_the_record_s_place(llama_folder):
@@ -46,7 +47,31 @@ def test_a_long_example_is_never_scored_in_the_record_s_place(llama_folder):
     assert len(behind.input_ids) > worker.encoder.max_length  # the model's context holds it
     assert [label for label in behind.labels if label != -100] == own
     assert shown_before(worker, long[1], record) is None
-    assert utilities(made, [record], long)[0, 0] != 0 == utilities(made, [record], long)[0, 1]
+    assert np.isnan(utilities(made, [record], long)[0]).tolist() == [False, True]
+
+
+def harmful(worker, pieces):
+    """Every example does harm, a long one most."""
+    return np.array([len(piece.input_ids) / 1000 for piece in pieces])
+
+
+@pytest.fixture
+def maximised(monkeypatch):
+    """The kernels that are maximised."""
+    seen, plain = [], delift.OfMatrix
+    monkeypatch.setattr(delift, "distance", harmful)
+    monkeypatch.setattr(delift, "OfMatrix", lambda kernel: seen.append(kernel) or plain(kernel))
+    return seen
+
+
+def test_where_examples_do_harm_no_record_covers_itself_or_its_equal(llama_folder, maximised):
+    long = Record("chat", (Message("user", "What?"), Message("assistant", "Lamp red. " * 1000)))
+    made = pool(llama_folder, [*RECORDS[:5], RECORDS[2], long])
+    InContextUtility(count=2).choose(made)
+    keys = np.array([made.keys[place] for place in made.order])
+    none = (keys[:, None] == keys[None]) | (keys == long.key)  # the long one leaves no room for another
+    assert (maximised[0][none] == 0).all()
+    assert maximised[0][~none].min() == 0 and maximised[0][~none].max() == 1
 
 
 def test_stages_and_large_pools_that_make_no_sense_are_refused(llama_folder):

@@ -33,11 +33,11 @@ def distance(worker: Worker, pieces: list[Encoded]) -> Array:
 
 
 def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
-    """Return how much each helper, shown before it, lowers each helped record's distance: ``(helped, helpers)``; that of
-    a record to itself, and of one that leaves no room for the record, is 0."""
+    """Return how much each helper, shown before it, lowers each helped record's distance: ``(helped, helpers)``; not-a-number
+    for a record and its equals, and for a helper that leaves no room for the record."""
     worker = pool.worker()
     plain = distance(worker, [shown_alone(worker, record) for record in helped])
-    found = np.zeros((len(helped), len(helpers)))
+    found = np.full((len(helped), len(helpers)), np.nan)
     for row, record in enumerate(helped):
         pieces = {
             column: piece
@@ -94,7 +94,10 @@ class InContextUtility(ExampleMethod):
     summary: ClassVar[str] = (
         "Facility location over pairwise in-context utility: for the pool, toward a target, or beside what is known."
     )
-    departs: ClassVar[str] = "The example is a turn of the same conversation; a record's help to itself does not count."
+    departs: ClassVar[str] = (
+        "The example is a turn of the same conversation; a record's help to itself or to its equals does not count, nor that of "
+        "an example beside which the record does not fit: such pairs are 0 on the scale of the others."
+    )
 
     stage: Literal["general", "target", "continual"] = "general"
     """Cover the pool (1); cover it only as far as a target asks (2, mutual information); or beyond what known records cover (3, conditional gain).
@@ -125,12 +128,13 @@ class InContextUtility(ExampleMethod):
         return Choice(self.fill(pool, order[places]), {"added utility": gained})
 
     def _matrix(self, pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
+        """Return the utilities on 0 to 1, ``(helped, helpers)``; pairs that have none are no part of the scale, and 0."""
         count = max(2, round(self.measured * len(helped))), max(2, round(self.measured * len(helpers)))
         known = utilities(pool, helped[: count[0]], helpers[: count[1]])
         if self.measured < 1:
             signal = SentenceEmbedding(of="both")
             known = guessed(known, measure(pool, signal, helped), measure(pool, signal, helpers), pool.seed)
-        return minimum_maximum(known)
+        return np.nan_to_num(minimum_maximum(known), nan=0.0)
 
 
 class GuessedUtility(InContextUtility):
