@@ -1,9 +1,11 @@
 """FiRST: the faithful-if lines of the card."""
 
+import shutil
 from contextlib import nullcontext
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selectune import catalogue
 from selectune.adapters.attached import attachments
@@ -12,8 +14,9 @@ from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
 from selectune.training.policies.first import FiRSTStages
+from selectune.training.trainer import WEIGHTS
 from tests.contracts.test_forms_and_parameters import logits
-from tests.training.policies.running import blocks, run
+from tests.training.policies.running import blocks, run, same
 
 
 def routed(folder, form="first"):
@@ -76,7 +79,8 @@ def test_what_no_record_keeps_is_not_computed_and_the_result_is_the_same(llama_f
 
 def test_routers_train_first_and_stay_bit_for_bit_afterwards(tmp_path, llama_folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(FiRSTStages, "after_step", lambda self, stage: seen.append(stage.values()))
+    after_step = FiRSTStages.after_step
+    monkeypatch.setattr(FiRSTStages, "after_step", lambda self, stage: [seen.append(stage.values()), after_step(self, stage)])
     run(tmp_path / "a", llama_folder, {"method": "first", "routers": 0.5}, choose=blocks, form="first", steps=6)
     for step in range(1, 6):
         changed = {name for name, value in seen[step].items() if not torch.equal(value, seen[step - 1][name])}
@@ -84,3 +88,14 @@ def test_routers_train_first_and_stay_bit_for_bit_afterwards(tmp_path, llama_fol
         assert changed and (changed <= routers if step < 3 else not changed & routers)
     with pytest.raises(UserError, match="form 'first'"):
         run(tmp_path / "b", llama_folder, "first")
+
+
+@pytest.mark.parametrize("routers", [0.3, 0.8])
+def test_a_checkpoint_of_either_stage_holds_both_and_resumes_to_the_same_bytes(routers, tmp_path, llama_folder):
+    policy, settings = {"method": "first", "routers": routers}, {"choose": blocks, "form": "first"}
+    whole = run(tmp_path / "whole", llama_folder, policy, **settings)
+    kept = "checkpoints/checkpoint-3"
+    shutil.copytree(tmp_path / "whole" / kept, tmp_path / "cut" / kept)
+    saved = load_file(tmp_path / "cut" / kept / WEIGHTS)
+    assert saved.keys() == {name for name in whole.after if ".beside." in name}
+    assert same(run(tmp_path / "cut", llama_folder, policy, **settings).after, whole.after)

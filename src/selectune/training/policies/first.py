@@ -47,3 +47,6 @@ class FiRSTStages(Policy):
 
     def gradients(self, stage: Stage) -> None:
         stage.drop(self._idle(stage))
+
+    def after_step(self, stage: Stage) -> None:
+        stage.train_only()  # a checkpoint holds both
