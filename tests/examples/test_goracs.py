@@ -7,10 +7,11 @@ import pytest
 from scipy.optimize import linprog
 
 from selectune.data import Message, Record
+from selectune.examples import goracs
 from selectune.examples.factors.last_block import Effort
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.transport import exact
-from selectune.examples.goracs import Costs, GroupTransport, Service, begun, estimates, exchanged
+from selectune.examples.goracs import Costs, GroupTransport, Service, begun, estimates, exchanged, in_turns
 from tests.contracts.test_examples import no_download  # noqa: F401
 from tests.examples.test_signals import RECORDS, pool
 from tests.examples.test_toward_target import cost_of
@@ -55,6 +56,36 @@ def test_the_greedy_beginning_is_the_plain_one_and_none_is_idle():
     assert len(set(found.tolist())) == 5
     assert len(set(everything[found].argmin(0).tolist())) == 5  # each serves somebody
     assert len(set(begun(problem(30, 3), 8).tolist())) == 8  # more than can serve
+
+
+def test_more_than_can_serve_the_target_are_near_it_all_the_same():
+    generator = np.random.default_rng(2)
+    near, target = generator.normal(size=(20, 3)), generator.normal(size=(3, 3))
+    costs = Costs(np.concatenate([near + 50, near]), target, np.ones(40), 0.0)
+    found = begun(costs, 8)
+    assert len(set(found.tolist())) == 8 and found.min() >= 20
+    everything = costs.of(np.arange(40))
+    assert {int(place) for place in everything.argmin(0)} <= set(found.tolist())
+    assert exact(everything[found])[0] < 1.5 * exact(everything[20:])[0]
+
+
+@pytest.mark.parametrize("listed", [30, 4_000_000])
+def test_turns_are_those_of_the_whole_matrix_and_look_at_each_record_a_few_times(monkeypatch, listed):
+    monkeypatch.setattr(goracs, "LISTED", listed)
+    costs = problem(5000, 3, 7)
+    everything, left, expected = costs.of(np.arange(5000)), set(range(5000)), set()
+    while len(expected) < 60:
+        rest = np.array(sorted(left))
+        turn = set(rest[everything[rest].argmin(0)].tolist())
+        if len(expected) + len(turn) > 60:
+            break
+        expected |= turn
+        left -= turn
+    asked, of = [], costs.of
+    monkeypatch.setattr(costs, "of", lambda places: asked.append(len(places)) or of(places))
+    found = in_turns(costs, 60)
+    assert len(set(found.tolist())) == 60 and set(found[: len(expected)].tolist()) == expected
+    assert max(asked) <= goracs.BLOCK and sum(asked) <= 5000 * (2 if listed > 30 else 8)
 
 
 @pytest.mark.parametrize("seed", range(4))

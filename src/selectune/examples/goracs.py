@@ -1,7 +1,7 @@
 """A choice that is, as a whole, as near to the target as can be: optimal transport between the two, with a bonus for hard records (GORACS).
 
-Knows: the costs of records toward a target, computed as they are needed (no matrix of all pairs exists), the greedy beginning, and how exchanges of
-single records lower the exact transport. Does not know: how records are embedded or how hard one is.
+Knows: the costs of records toward a target, computed as they are needed (no matrix of all pairs exists), the greedy beginning (in turns, where
+many are wanted), and how exchanges of single records lower the exact transport. Does not know: how records are embedded or how hard one is.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from selectune.examples.pool import Pool
 
 BLOCK = 2048
 """Records whose costs are computed together."""
+LISTED = 4_000_000
+"""Records that are listed at once as cheap for the target, over all of it."""
 
 
 class Costs:
@@ -73,17 +75,50 @@ class Service:
 
 
 def begun(costs: Costs, count: int) -> Array:
-    """Return so many places: greedily those that serve the target best, without those that serve nobody as soon as as many others do serve."""
-    order, _ = lazy_greedy(Service(costs), min(costs.candidates, 2 * count))
-    best, owner = np.full(costs.covered, np.inf), np.full(costs.covered, -1)
-    for number, place in enumerate(order.tolist()):
-        found = costs.of(np.array([place]))[0]
-        owner[found < best] = place
-        best = np.minimum(best, found)
-        active = set(owner.tolist())
-        if number + 1 >= count and len(active) >= count:
-            return np.array([one for one in order.tolist() if one in active][:count])
-    return order[:count]
+    """Return so many places: greedily those that serve the target best, without those that serve nobody as soon as as many others do serve.
+
+    Where no such group is met (it never is, of more records than the target has), the target is served in turns.
+    """
+    if count <= costs.covered:
+        order, _ = lazy_greedy(Service(costs), min(costs.candidates, 2 * count))
+        best, owner = np.full(costs.covered, np.inf), np.full(costs.covered, -1)
+        for number, place in enumerate(order.tolist()):
+            found = costs.of(np.array([place]))[0]
+            owner[found < best] = place
+            best = np.minimum(best, found)
+            active = set(owner.tolist())
+            if number + 1 >= count and len(active) >= count:
+                return np.array([one for one in order.tolist() if one in active][:count])
+    return in_turns(costs, count)
+
+
+def in_turns(costs: Costs, count: int) -> Array:
+    """Return so many places: in each turn the cheapest that are left for each of the target, greedily of these in a turn that has too many."""
+    free, everybody = np.ones(costs.candidates, dtype=bool), np.arange(costs.covered)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        cheapest = cheapest_for_each(costs, np.flatnonzero(free), min(count - len(chosen), max(1, LISTED // costs.covered)))
+        rank = np.zeros(costs.covered, dtype=np.int64)
+        while len(chosen) < count and rank.max() < len(cheapest):
+            turn = cheapest[rank, everybody]
+            if free[turn].all():
+                turn = lazy_greedy(Service(costs), count - len(chosen), np.unique(turn))[0]
+                chosen += turn.tolist()
+                free[turn] = False
+            else:
+                rank += ~free[turn]
+    return np.array(chosen)
+
+
+def cheapest_for_each(costs: Costs, places: Array, count: int) -> Array:
+    """Return so many of some places for each of the target, ``(count, m)``, the cheapest first; ties by place."""
+    kept, least = (np.empty((0, costs.covered), dtype=kind) for kind in (np.int64, np.float64))
+    for some in np.array_split(places, -(-len(places) // max(BLOCK, count))):
+        found = np.concatenate([least, costs.of(some)])
+        named = np.concatenate([kept, np.repeat(some[:, None], costs.covered, axis=1)])
+        order = np.argsort(found, axis=0, kind="stable")[:count]
+        least, kept = np.take_along_axis(found, order, axis=0), np.take_along_axis(named, order, axis=0)
+    return kept
 
 
 def estimates(found: Array, inside: Array, potentials: Array, own: Array | None) -> Array:
@@ -148,8 +183,9 @@ class GroupTransport(Embedded):
         "Greedily and by exchanges the group with the least optimal transport to the target, with a bonus for hard records."
     )
     departs: ClassVar[str] = (
-        "The effect of an exchange is estimated at the potential that maximises it. Ten candidates a side are tried instead of thirty. Where the "
-        "budget is larger than what serves the target, the rest comes by cost."
+        "The effect of an exchange is estimated at the potential that maximises it. Ten candidates a side are tried instead of thirty. Where more "
+        "are wanted than can serve the target at once, the cheapest that are left for each of it come in turns, before the exchanges. What the "
+        "group leaves of a budget of tokens comes by cost."
     )
     needs_target: ClassVar[bool] = True
 
