@@ -71,12 +71,17 @@ def test_the_masks_gradient_is_autograds(base, aim):
 def test_a_strong_pull_freezes_the_asked_share_and_the_loss_decides_which():
     harm = torch.linspace(-1, 1, 20, dtype=torch.float64)
     for frozen in (0.2, 0.5):
-        mask = learn(
-            lambda mask, step: harm, 20, torch.Generator().manual_seed(0), steps=4000, rate=0.005, frozen=frozen, pull=50.0
-        )
+        mask = learn(lambda mask, step: harm, torch.ones(20), steps=4000, rate=0.005, frozen=frozen, pull=50.0)
         assert float(mask.mean()) == pytest.approx(frozen, abs=0.05)
-    mask = learn(lambda mask, step: harm, 20, torch.Generator().manual_seed(0), steps=2000, rate=0.05, frozen=0.5, pull=1.0)
+    mask = learn(lambda mask, step: harm, torch.ones(20), steps=2000, rate=0.05, frozen=0.5, pull=1.0)
     assert (mask[:5] > 0.5).all() and (mask[-5:] < 0.5).all()
+
+
+def test_a_tensors_size_does_not_set_its_pace():
+    """The inner product that is the mask's gradient grows with the entries; by entry all are alike. Few steps are enough."""
+    harm, sizes = torch.linspace(-1, 1, 20, dtype=torch.float64), torch.tensor([1.0, 800.0] * 10, dtype=torch.float64)
+    mask = learn(lambda mask, step: harm * sizes, sizes, steps=50, rate=0.05, frozen=0.5, pull=5.0)
+    assert (mask.diff() < 0).all() and float(mask.mean()) == pytest.approx(0.5, abs=0.02)
 
 
 # -- grown in turns --------------------------------------------------------------------------------------------------

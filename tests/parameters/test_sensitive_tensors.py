@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from selectune import catalogue
+from selectune.data import Message, Record
 from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
@@ -66,6 +67,26 @@ def test_the_most_sensitive_tensors_that_fit_are_chosen(base, measure):
         if base.anatomy.sizes[name] <= room - sum(base.anatomy.sizes[one] for one in kept):
             kept.append(name)
     assert chosen == Selection.of(base.model, kept) and max(scores.values()) > 0
+
+
+@pytest.mark.parametrize("side", ["train", "general"])
+def test_sensitivity_is_no_matter_of_how_many_records_there_are(base, side):
+    """Twice the same records make twice the passes, and the same scores."""
+    once, twice = context(base), context(base)
+    long = [
+        Record("chat", (Message("user", f"Number {i}?"), Message("assistant", "lamp " * 60))) for i in range(4)
+    ]  # one to a pass
+    for asked, times in ((once, 1), (twice, 2)):
+        asked.train = long[:2] * (times if side == "train" else 1)
+        asked.__dict__["general"] = long[2:] * (times if side == "general" else 1)
+        rows = rows_of(asked, asked.train + asked.general, packed=True)
+        assert len(rows) == len(asked.train + asked.general)
+    method, names = (
+        made("forgetting_prioritised", examples=8),
+        [name for block in base.anatomy.blocks for name in block.parameters],
+    )
+    first, second = (method.scores(asked, names) for asked in (once, twice))
+    assert first == pytest.approx(second, rel=1e-3, abs=1e-9)
 
 
 def test_a_repair_changes_its_selection_alone_and_the_model_stays(base):

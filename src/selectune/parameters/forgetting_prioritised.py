@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selectune.errors import UserError
 from selectune.parameters.factors.gradients import first
-from selectune.parameters.factors.sensitivity import sensitivities
+from selectune.parameters.factors.sensitivity import Sensitivity, sensitivities
 from selectune.parameters.factors.trial import trial
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
@@ -54,6 +54,11 @@ def repair(
     return trial(of_model, selection, records=records, steps=steps, learning_rate=learning_rate, seed=seed).model
 
 
+def mean_absolute(found: Sensitivity) -> float:
+    """Return the mean |gradient| of a pass: neither more records nor longer ones make it larger."""
+    return found.absolute / max(found.passes, 1)
+
+
 class ForgettingPrioritised(ParameterMethod):
     """The tensors with the highest sensitivity to a change of task."""
 
@@ -63,11 +68,12 @@ class ForgettingPrioritised(ParameterMethod):
     summary: ClassVar[str] = "The tensors most sensitive to a change of task (FPF), few enough for bursts of repair."
     departs: ClassVar[str] = (
         "Written from the paper's abstract and a summary. Its list of layers is of vision networks with batch norms and is not used; sensitivity "
-        "is measured on the base at hand. Tensors are taken while they fit a share of the weights, since the paper's threshold is not known."
+        "is measured on the base at hand. By gradients it is what the training records ask for more than general conversations do, in place of what "
+        "moves between tasks more than within one. Tensors are taken while they fit a share of the weights, since the paper's threshold is not known."
     )
 
     measure: Literal["gradient", "movement"] = "gradient"
-    """``gradient``: mean absolute gradient on the training records, less that on general conversations where it is smaller;
+    """``gradient``: mean absolute gradient of a pass of training records, less that of a pass of general conversations;
     ``movement``: mean absolute change in a short training by plain gradient descent."""
     density: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the weights inside the blocks that may train at most."""
@@ -98,7 +104,7 @@ class ForgettingPrioritised(ParameterMethod):
         records = first(context.train, self.examples)
         if self.measure == "gradient":
             task, general = (sensitivities(context, names, some) for some in (records, first(context.general, self.examples)))
-            return {name: max(task[name].absolute - general[name].absolute, 0.0) for name in names}
+            return {name: mean_absolute(task[name]) - mean_absolute(general[name]) for name in names}
         context.examples_scored = len(records)
         done = trial(context, Selection.of(context.base.model, names), records=records, steps=self.steps,
                      learning_rate=self.learning_rate, optimiser="sgd")  # fmt: skip

@@ -6,6 +6,7 @@ Knows: the mask, its gradient, and how it is learnt. Does not know: how the base
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
@@ -24,26 +25,25 @@ TEMPERATURE = 0.2
 
 def learn(
     gradient: Callable[[Tensor, int], Tensor],
-    count: int,
-    generator: torch.Generator,
+    sizes: Tensor,
     *,
     steps: int,
     rate: float,
     frozen: float,
     pull: float,
 ) -> Tensor:
-    """Return the mask, ``(count,)`` fp64 in 0..1, 1 for frozen, that descends a loss and the distance of its mean from ``frozen``.
+    """Return the mask, ``(tensors,)`` fp64 in 0..1, 1 for frozen, that descends a loss and the distance of its mean from ``frozen``.
 
-    The mask is ``sigmoid(x / 0.2)``, ``x`` starts uniform in 0..1. Gradients are brought to a mean size of 1, so that neither large tensors
-    nor large losses decide the pace.
+    The mask is ``sigmoid(x / 0.2)``; all of it starts at ``frozen``, so that what is learnt decides and no draw. A tensor's gradient counts by
+    entry, and all are brought to a mean size of 1: neither large tensors nor large losses decide the pace.
 
     Args:
-        gradient: from a mask and the step to the loss's gradient by the mask, ``(count,)``.
+        gradient: from a mask and the step to the loss's gradient by the mask, ``(tensors,)``. sizes: entries of each tensor, ``(tensors,)``.
     """
-    logits = torch.rand(count, generator=generator, dtype=torch.float64)
+    logits = torch.full((len(sizes),), TEMPERATURE * math.log(frozen / (1 - frozen)), dtype=torch.float64)
     for step in range(steps):
         mask = (logits / TEMPERATURE).sigmoid()
-        slope = gradient(mask, step).double()
+        slope = gradient(mask, step).double() / sizes
         slope = slope / slope.abs().mean().clamp(min=1e-30) + 2 * pull * (mask.mean() - frozen)
         logits -= rate * slope * mask * (1 - mask) / TEMPERATURE
     return (logits / TEMPERATURE).sigmoid()
@@ -62,8 +62,9 @@ class FreezeAsGuard(ParameterMethod):
     )
     departs: ClassVar[str] = (
         "Language models; by default the roles are turned, to freeze what costs general ability most and helps the domain least (`resist` is the "
-        "paper's aim). The tuned copy is trained once, ahead of the mask, and not in turns with it. Gradients of the mask are brought to one size, "
-        "as those of large tensors are larger; rates are therefore others than the paper's."
+        "paper's aim). The tuned copy is trained once, ahead of the mask, and not in turns with it. Gradients of the mask count by entry and are "
+        "brought to one size, as those of large tensors are larger; rates are therefore others than the paper's. The mask starts even, not at "
+        "random: the steps here would not forget a draw."
     )
 
     aim: Literal["protect", "resist"] = "protect"
@@ -87,8 +88,10 @@ class FreezeAsGuard(ParameterMethod):
         names = [target.name for target in targets(context.base)]
         tuned = trial(context, Selection.of(context.base.model, names), records=first(context.train, self.examples), steps=self.steps,
                       learning_rate=self.learning_rate)  # fmt: skip
-        mask = learn(self.gradient(context, names, tuned), len(names), context.generator, steps=self.steps, rate=self.mask_rate,
-                     frozen=self.frozen, pull=self.pull)  # fmt: skip
+        sizes = torch.tensor([context.base.anatomy.sizes[name] for name in names], dtype=torch.float64)
+        mask = learn(
+            self.gradient(context, names, tuned), sizes, steps=self.steps, rate=self.mask_rate, frozen=self.frozen, pull=self.pull
+        )
         free = [name for name, share in zip(names, mask.tolist(), strict=True) if share <= 0.5] or [names[int(mask.argmin())]]
         context.examples_scored = min(self.examples, len(context.train))
         context.notes.append(f"{len(names) - len(free)} of {len(names)} matrices are frozen.")

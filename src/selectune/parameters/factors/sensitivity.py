@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Sensitivity:
     """Of one tensor, summed over passes; ``g`` is the gradient of a pass's mean response loss."""
 
+    passes: int = 0
+    """How many: another number of records makes another number of them."""
     squares: float = 0.0
     """||g||^2."""
     absolute: float = 0.0
@@ -39,6 +41,7 @@ def sensitivities(
 
     def add(name: str, gradient: Tensor, tokens: int) -> None:
         gradient, one = gradient / max(tokens, 1), found[name]
+        one.passes += 1
         one.squares += float(gradient.square().sum(dtype=gradient.dtype))
         one.absolute += float(gradient.abs().mean())
         spread = float(gradient.std(correction=0))
