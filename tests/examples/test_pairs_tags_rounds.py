@@ -7,7 +7,7 @@ import torch
 from selectune.data import Message, Record
 from selectune.errors import UserError
 from selectune.examples import delift
-from selectune.examples.delift import InContextUtility, distance, guessed, utilities
+from selectune.examples.delift import GuessedUtility, InContextUtility, distance, guessed, utilities
 from selectune.examples.factors.shown import shown_alone, shown_before
 from selectune.examples.refined import Refined, reweighed
 from selectune.examples.tags import complexity_first, style
@@ -72,6 +72,39 @@ def test_where_examples_do_harm_no_record_covers_itself_or_its_equal(llama_folde
     none = (keys[:, None] == keys[None]) | (keys == long.key)  # the long one leaves no room for another
     assert (maximised[0][none] == 0).all()
     assert maximised[0][~none].min() == 0 and maximised[0][~none].max() == 1
+
+
+def test_no_record_is_guessed_to_help_itself_or_its_equal(llama_folder, maximised):
+    made = pool(llama_folder, [*RECORDS, RECORDS[2]])
+    GuessedUtility(count=2, measured=0.4).choose(made)
+    keys = np.array([made.keys[place] for place in made.order[made.generator("corner").permutation(len(made))]])
+    equal = keys[:, None] == keys
+    assert (maximised[0][equal] == 0).all() and equal.sum() == len(made) + 2
+    assert (maximised[0][~equal] > 0).mean() > 0.9 and maximised[0].max() == 1
+
+
+def test_the_measured_part_of_the_target_is_drawn_whatever_its_order(llama_folder, monkeypatch):
+    met, plain = [], delift.utilities
+
+    def listening(pool, helped, helpers):
+        met.append([record.key for record in helpers])
+        return plain(pool, helped, helpers)
+
+    monkeypatch.setattr(delift, "utilities", listening)
+    for target, seed in ((RECORDS, 0), (RECORDS[::-1], 0), (RECORDS, 1)):
+        made = pool(llama_folder, RECORDS[:3], target=target, seed=seed)
+        GuessedUtility(stage="target", count=2, measured=0.4).choose(made)
+    first, turned, other = met[1::2]
+    assert len(first) == 4 and first == turned != other
+    assert first not in ([record.key for record in RECORDS[:4]], sorted(record.key for record in RECORDS)[:4])
+
+
+def test_pairs_without_a_utility_teach_nothing_and_stay():
+    vectors = np.eye(12, 8, dtype=np.float32)
+    known = np.where(np.eye(6, dtype=bool), np.nan, 0.7)
+    found = guessed(known, vectors, vectors, seed=0)
+    assert np.array_equal(found[:6, :6], known, equal_nan=True) and found[6:, 6:] == pytest.approx(0.7)
+    assert np.isnan(guessed(known[:1, :1], vectors, vectors, seed=0)).all()
 
 
 def test_stages_and_large_pools_that_make_no_sense_are_refused(llama_folder):

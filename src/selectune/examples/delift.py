@@ -52,8 +52,13 @@ def guessed(known: Array, rows: Array, columns: Array, seed: int, hidden: int = 
     """Return a matrix of which a corner is known, the rest guessed by a small network from vectors of its rows and columns (NN-CIFT).
 
     Args:
-        known: ``(r, c)``, the corner. rows: ``(R, d)``, columns: ``(C, d)`` vectors; the first r and c of them belong to the corner.
+        known: ``(r, c)``, the corner; not-a-number teaches nothing, and stays.
+        rows: ``(R, d)``, columns: ``(C, d)`` vectors; the first r and c of them belong to the corner.
     """
+    found = np.full((len(rows), len(columns)), np.nan)
+    pairs = torch.tensor(np.argwhere(np.isfinite(known)))
+    if not len(pairs):
+        return found
     generator = torch.Generator().manual_seed(seed)
     size = rows.shape[1]
     with torch.random.fork_rng(devices=[]):
@@ -61,8 +66,8 @@ def guessed(known: Array, rows: Array, columns: Array, seed: int, hidden: int = 
         network = torch.nn.Sequential(torch.nn.Linear(2 * size + 1, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 1))
     left, right = torch.tensor(rows, dtype=torch.float32), torch.tensor(columns, dtype=torch.float32)
     wanted = torch.tensor(known, dtype=torch.float32)
-    mean, spread = wanted.mean(), wanted.std().clamp(min=1e-9)
-    pairs = torch.cartesian_prod(torch.arange(known.shape[0]), torch.arange(known.shape[1]))
+    measured = wanted[pairs[:, 0], pairs[:, 1]]
+    mean, spread = measured.mean(), measured.std(correction=0).clamp(min=1e-9)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
 
     def guess(some: torch.Tensor) -> torch.Tensor:
@@ -76,7 +81,6 @@ def guessed(known: Array, rows: Array, columns: Array, seed: int, hidden: int = 
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    found = np.empty((len(rows), len(columns)))
     with torch.no_grad():
         for row in range(len(rows)):
             some = torch.stack([torch.full((len(columns),), row), torch.arange(len(columns))], dim=1)
@@ -119,7 +123,9 @@ class InContextUtility(ExampleMethod):
         kernel = self._matrix(pool, records, records)
         floor = cap = None
         if self.stage != "general":
-            toward = self._matrix(pool, records, list(pool.target)).max(1)
+            target = sorted(pool.target, key=lambda record: record.key)
+            drawn = pool.generator("corner of the target").permutation(len(target))
+            toward = self._matrix(pool, records, [target[place] for place in drawn]).max(1)
             floor, cap = (toward, None) if self.stage == "continual" else (None, toward)
         count = self.needed(pool)
         places, gains = lazy_greedy(FacilityLocation(OfMatrix(kernel), floor, cap), count)
@@ -134,7 +140,12 @@ class InContextUtility(ExampleMethod):
         if self.measured < 1:
             signal = SentenceEmbedding(of="both")
             known = guessed(known, measure(pool, signal, helped), measure(pool, signal, helpers), pool.seed)
+            known[_keys(helped)[:, None] == _keys(helpers)] = np.nan
         return np.nan_to_num(minimum_maximum(known), nan=0.0)
+
+
+def _keys(records: list[Record]) -> Array:
+    return np.array([record.key for record in records], dtype="S64")
 
 
 class GuessedUtility(InContextUtility):
