@@ -10,15 +10,17 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.asking import FORMAT, answered, final, put, question, questions_only, same, solved
 from selectune.examples.factors.nearest import nearest
-from selectune.examples.factors.signals import ResponseLoss
+from selectune.examples.factors.signals import ResponseLoss, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice
 from selectune.examples.pool import Pool
 from selectune.inference.responder import Asking, Responder, responder
+from selectune.models.anatomy import context_length
 
 DIRECT = "Answer directly.\n" + FORMAT + "\n\nQuestion: {question}"
 REASONED = "Think it through step by step, check your steps, then answer.\n" + FORMAT + "\n\nQuestion: {question}"
@@ -29,6 +31,23 @@ REVIEW = (
     "Two attempts at a question are given. Judge both and give the final answer.\n" + FORMAT + "\n\nQuestion: {question}\n\n"
     "First attempt: {reasoned}\n\nSecond attempt, made beside answered questions: {beside}"
 )
+
+
+class LossAsAsked(ResponseLoss):
+    """Mean negative log-likelihood of a conversation's last answer, nats per token, after as much of its prompt as an answering model reads."""
+
+    shown: ClassVar[str] = "loss of answers as asked"
+
+    def _pieces(self, worker: Worker, records: list[Record]) -> tuple[list[int], list[Encoded]]:
+        context = context_length(worker.base.model)
+        owners, pieces = [], []
+        for number, record in enumerate(records):
+            said = worker.encoder.response_ids(record.response)[: context // 2]
+            asked = worker.encoder.prompt_ids(record.prompt)[-(context - len(said)) :]
+            if said:
+                owners.append(number)
+                pieces.append(Encoded(asked + said, [-100] * len(asked) + said))
+        return owners, pieces
 
 
 class RobustFineTuning(Asking, Embedded):
@@ -64,7 +83,7 @@ class RobustFineTuning(Asking, Embedded):
         questions_only(pool.records, self.name)
         made = responder(self, pool)
         everyone = pool.order.tolist()
-        direct, reasoned = (self._ask(made, pool, form, everyone) for form in (DIRECT, REASONED))
+        direct, reasoned = (_finals(self._ask(made, pool, form, everyone)) for form in (DIRECT, REASONED))
         agreed = {
             place for place in everyone
             if all(same(pool.records[place], said[place], pool.records[place].response) for said in (direct, reasoned))
@@ -72,7 +91,7 @@ class RobustFineTuning(Asking, Embedded):
         clean, noisy = ([place for place in everyone if (place in agreed) == wanted] for wanted in (True, False))
         examples = self._examples(pool, clean, noisy)
         beside = self._ask(made, pool, BESIDE if clean else DIRECT, noisy, examples=examples)
-        last = self._ask(made, pool, REVIEW, noisy, reasoned=reasoned, beside=beside)
+        last = _finals(self._ask(made, pool, REVIEW, noisy, reasoned=reasoned, beside=_finals(beside)))
         anew = {place: record for place in noisy if (record := answered(pool.records[place], last[place])) is not None}
         doubt = self._doubt(pool, beside)
         sure = [
@@ -92,15 +111,18 @@ class RobustFineTuning(Asking, Embedded):
         signals = {"agreed": np.array([float(place in agreed) for place in range(len(pool))]), "doubt": doubt}
         return Choice(self.fill(pool.of(records), order), signals, reasons, records=records)
 
-    def _ask(self, made: Responder, pool: Pool, form: str, places: list[int], **filled: dict[int, str]) -> dict[int, str]:
-        """Return the final answers of some records by their places; ``filled`` are more parts of the form, by place."""
+    def _ask(self, made: Responder, pool: Pool, form: str, places: list[int], **filled: dict[int, str]) -> dict[int, Record]:
+        """Return what is asked of some records and said, as conversations by place; ``filled`` are more parts of the form, by place."""
         prompts = []
         for place in places:
             record = pool.records[place]
             parts = {name: texts[place] for name, texts in filled.items()}
             prompts.append(put(record, form.format(question=question(record), **parts)))
         said = made.answers(prompts, temperature=self.temperature, max_new_tokens=self.longest, seed=pool.seed)
-        return {place: final(text) for place, (text,) in zip(places, said, strict=True)}
+        return {
+            place: Record("chat", (*prompt, Message("assistant", text)))
+            for place, prompt, (text,) in zip(places, prompts, said, strict=True)
+        }
 
     def _examples(self, pool: Pool, clean: list[int], noisy: list[int]) -> dict[int, str]:
         """Return, for each noisy record, its nearest clean ones with their answers."""
@@ -113,12 +135,16 @@ class RobustFineTuning(Asking, Embedded):
             for place, own in zip(noisy, near.tolist(), strict=True)
         }
 
-    def _doubt(self, pool: Pool, answers: dict[int, str]) -> Array:
-        """Return the mean negative log-likelihood of answers to their questions, infinite for none; not-a-number elsewhere."""
+    def _doubt(self, pool: Pool, said: dict[int, Record]) -> Array:
+        """Return the mean negative log-likelihood of what is said, as it was asked, infinite for no answer; not-a-number elsewhere."""
         found = np.full(len(pool), np.nan)
-        records = [Record("chat", (*pool.records[place].prompt, Message("assistant", text))) for place, text in answers.items()]
-        if records:
-            losses = measure(pool, ResponseLoss(), records)
-            said = np.array([bool(text) for text in answers.values()])
-            found[list(answers)] = np.where(said & np.isfinite(losses), losses, np.inf)
+        if said:
+            losses = measure(pool, LossAsAsked(), list(said.values()))
+            some = np.array([bool(text) for text in _finals(said).values()])
+            found[list(said)] = np.where(some & np.isfinite(losses), losses, np.inf)
         return found
+
+
+def _finals(said: dict[int, Record]) -> dict[int, str]:
+    """Return the final answers of conversations, by place."""
+    return {place: final(record.response) for place, record in said.items()}
