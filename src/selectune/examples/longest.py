@@ -22,11 +22,20 @@ class Longest(Ranked):
         "Long Is More for Alignment, ICML 2024, arXiv 2402.04833; Rethinking Data Selection for Supervised Fine-Tuning, 2024, arXiv 2402.06094"
     )
     summary: ClassVar[str] = "The records with the longest responses, in tokens."
-    departs: ClassVar[str] = "Selection only: the papers' later rewriting of answers and noise on embeddings are other axes."
+    departs: ClassVar[str] = (
+        "Selection only: answers are not rewritten, and nothing here trains with noise on embeddings (NEFTune), as the first paper does. "
+        "Of a conversation all its answers are counted."
+    )
 
     def score(self, pool: Pool) -> dict[str, Array]:
-        lengths = {}
-        for key, record in zip(pool.keys, pool.records, strict=True):
-            if key not in lengths:
-                lengths[key] = len(pool.encoder.response_ids(record.response))
-        return {"response tokens": np.array([lengths[key] for key in pool.keys], dtype=np.float64)}
+        return {"response tokens": response_tokens(pool)}
+
+
+def response_tokens(pool: Pool) -> Array:
+    """Return how many tokens each record's answers have before anything is cut, ``(records,)`` float64; of a text, all of it."""
+    known: dict[str, int] = {}
+    for key, record in zip(pool.keys, pool.records, strict=True):
+        if key not in known:
+            answers = [message.content for message in record.messages if message.role == "assistant"] or [record.text]
+            known[key] = sum(len(pool.encoder.response_ids(answer)) for answer in answers)
+    return np.array([known[key] for key in pool.keys], dtype=np.float64)
