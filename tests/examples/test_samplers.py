@@ -223,7 +223,9 @@ def test_normalisers():
     assert np.nan_to_num(minimum_maximum(values), nan=-1).tolist() == [0, 1, -1, 0.5]
     assert minimum_maximum(np.ones(3)).tolist() == [0, 0, 0]
     assert standard(np.array([1.0, 3.0])).tolist() == [-1, 1]
-    assert percentile_ranks(values, np.arange(4)).tolist() == [1 / 3, 1, 0, 2 / 3]
+    assert percentile_ranks(values).tolist() == [1 / 3, 1, 0, 2 / 3]
+    assert percentile_ranks(np.array([2.0, 5.0, 2.0])).tolist() == [0.25, 1, 0.25]  # equal values, equal ranks
+    assert percentile_ranks(np.ones(1)).tolist() == [0]
     columns = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
     close = topsis(columns, (True, True))
     assert close.tolist() == pytest.approx([1, 0.5, 0])

@@ -9,7 +9,8 @@ from selectune.examples import self_scoring
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.judged import YesOrNo
-from selectune.examples.self_scoring import Answers, InstructionFollowingDifficulty, JointRank
+from selectune.examples.longest import Longest
+from selectune.examples.self_scoring import Answers, HighestLoss, InstructionFollowingDifficulty, JointRank
 from selectune.examples.trained import Learnability, OutputChange, OutputGradient, Trajectories
 from tests.examples.test_signals import RECORDS, pool
 
@@ -86,15 +87,37 @@ def test_of_several_answers_the_likeliest_is_kept(llama_folder):
     assert sorted(Answers().select(single).places.tolist()) == list(range(len(RECORDS)))
 
 
+def test_the_longest_are_those_of_most_response_tokens_before_anything_is_cut(llama_folder):
+    turns = tuple(Message(role, "lamp " * 4) for role in ("user", "assistant") * 2)
+    records = [Record("chat", turns), *answers("Which lamp?", "lamp " * 5, "fox " * 5, "lamp " * 300, "lamp " * 290)]
+    records += [*answers("word " * 300, "lamp " * 6), Record("text", text="The quick brown fox jumps over the lazy dog. " * 3)]
+    made = pool(llama_folder, records)
+    said = [[turn.content for turn in record.messages if turn.role == "assistant"] or [record.text] for record in records]
+    counted = [sum(len(made.encoder.response_ids(text)) for text in texts) for texts in said]
+    assert made.tokens[3] == made.tokens[4] and counted[3] > counted[4] > made.encoder.max_length and counted[0] > counted[5]
+    by_hand = sorted(made.order.tolist(), key=lambda place: -counted[place])
+    assert Longest(count=6).select(made).places.tolist() == by_hand[:6]
+    assert Longest(count=6).choose(made).signals["response tokens"].tolist() == counted
+
+
 def test_joint_rank_ends_are_length_and_difficulty(llama_folder):
-    made = pool(llama_folder)
-    by_length = JointRank(weight=1, count=3).score(made)
-    assert np.array_equal(
-        np.argsort(by_length["joint rank"]),
-        np.argsort(np.argsort(made.order).astype(float) * 1e-9 + by_length["response tokens"]),
-    )
-    by_loss = JointRank(weight=0, count=3).score(made)
-    assert int(by_loss["joint rank"].argmax()) == int(by_loss["loss"].argmax())
+    made = pool(llama_folder, [record for i in range(9) for record in answers(f"What is fault {i}?", "lamp " * (i % 3 + 1))])
+    for count in range(1, 9):  # of three lengths, three records each
+        for weight, alone in ((1, Longest), (0, HighestLoss)):
+            joint = JointRank(weight=weight, count=count).select(made)
+            assert joint.places.tolist() == alone(count=count).select(made).places.tolist()
+
+
+def test_a_trace_that_would_be_cut_comes_last_and_one_that_cannot_be_read_after_it(llama_folder):
+    records = answers("lamp " * 300, "lamp " * 60) + answers("lamp " * 60, "lamp " * 60, "lamp " * 3) + RECORDS[:5]
+    made = pool(llama_folder, records)
+    assert len(made.encoder.encode(records[1])[0].input_ids) == made.encoder.max_length > len(records[1].response.split())
+    choice = JointRank(weight=1, count=7).select(made)
+    assert choice.places.tolist()[6] == 1 and 0 not in choice.places.tolist()
+    assert np.isnan(choice.signals["joint rank"][0]) and "1 records have no finite score" in made.notes[0]
+    last = JointRank(weight=1, count=7, keep="lowest").select(made).places.tolist()
+    assert last[6] == 1 and 0 not in last
+    assert JointRank(weight=1, count=7, longest=10_000).select(made).places.tolist()[0] == 1
 
 
 def test_yes_against_no_is_a_sigmoid_of_summed_spellings(llama_folder):

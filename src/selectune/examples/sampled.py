@@ -70,7 +70,7 @@ class Sampled(Embedded):
 
     def _by_signals(self, pool: Pool, signals: dict[str, Array]) -> Array:
         """The places in the order in which the budget is filled; signals are higher for better."""
-        ranks = np.stack([percentile_ranks(found, pool.order) for found in signals.values()], axis=1)
+        ranks = np.stack([percentile_ranks(found) for found in signals.values()], axis=1)
         score, only = ranks.mean(1), next(iter(signals.values()))
         if self.sampler == "threshold":
             if len(signals) > 1:

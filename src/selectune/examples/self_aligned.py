@@ -106,4 +106,4 @@ def of_strategies(pool: Pool, perplexity: Array) -> Array:
     kept = [place for places in common or answered.values() for place in places if np.isfinite(perplexity[place])]
     means = {name: float(np.mean([perplexity[p] for p in kept if sources[p] == name] or [math.inf])) for name in names}
     rank = {name: place for place, name in enumerate(sorted(names, key=lambda name: (means[name], name)))}
-    return np.array([rank[source] for source in sources]) + 0.5 * (1 - percentile_ranks(-perplexity, pool.order))
+    return np.array([rank[source] for source in sources]) + 0.5 * (1 - percentile_ranks(-perplexity))

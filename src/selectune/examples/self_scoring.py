@@ -6,7 +6,9 @@ Does not know: the target.
 
 from __future__ import annotations
 
+import sys
 import zlib
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -14,8 +16,10 @@ from pydantic import Field
 
 from selectune.data.duplicates import content
 from selectune.examples.among_answers import AmongAnswers, one_each
+from selectune.examples.factors.normalise import percentile_ranks
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
+from selectune.examples.longest import response_tokens
 from selectune.examples.method import Array, Choice, ExampleMethod, Ranked
 from selectune.examples.pool import Pool
 
@@ -117,22 +121,23 @@ class JointRank(Ranked):
     )
     summary: ClassVar[str] = "The highest joint rank of difficulty and response length."
     departs: ClassVar[str] = (
-        "Difficulty is the base's loss on the response instead of a trained judge's comparison; the weight of the two ranks is ours."
+        "Difficulty is the base's loss on the response instead of a trained judge's comparison; the weight of the two ranks is ours. "
+        "Equal values share a rank."
     )
 
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Of length; the rest is difficulty."""
     longest: Annotated[int, Field(gt=0)] | None = None
-    """Responses of more tokens come last (they would be cut); left out: what the base's context holds."""
+    """Records of more tokens, prompt and response, come last (they would be cut); left out: than train of one record."""
 
     def score(self, pool: Pool) -> dict[str, Array]:
-        from selectune.examples.factors.normalise import percentile_ranks
-
-        lengths = np.array([len(pool.encoder.response_ids(record.response)) for record in pool.records], dtype=np.float64)
-        losses = measure(pool, ResponseLoss())
-        joint = self.weight * percentile_ranks(lengths, pool.order) + (1 - self.weight) * percentile_ranks(losses, pool.order)
-        limit = self.longest or pool.encoder.max_length
-        return {"joint rank": np.where(lengths <= limit, joint, joint - 2), "response tokens": lengths, "loss": losses}
+        lengths, losses = response_tokens(pool), measure(pool, ResponseLoss())
+        joint = self.weight * percentile_ranks(lengths) + (1 - self.weight) * percentile_ranks(losses)
+        uncut = replace(pool.encoder, max_length=sys.maxsize)
+        whole = np.array([sum(len(piece.input_ids) for piece in uncut.encode(record)) for record in pool.records])
+        cut = whole > (self.longest or pool.encoder.max_length)
+        joint[cut] -= 2 if self.keep == "highest" else -2
+        return {"joint rank": np.where(np.isfinite(losses), joint, np.nan), "response tokens": lengths, "loss": losses}
 
 
 class Answers(AmongAnswers):

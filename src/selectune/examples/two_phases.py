@@ -64,7 +64,7 @@ class TwoPhases(Embedded):
         records = [pool.records[place] for place in (first if count else drawn[:1])]
         losses = losses_after(pool, trained_copy(pool, self.steps, self.learning_rate, records))
         tagged = tags(pool, self.embed(pool), self.scales, least=1)
-        seeds = long_tail(tagged, self.rare) | (percentile_ranks(losses, pool.order) >= 1 - self.rare)
+        seeds = long_tail(tagged, self.rare) | (percentile_ranks(losses) >= 1 - self.rare)
         rest = np.isin(np.arange(len(pool)), first, invert=True)
         hardest = ranked(pool, losses)
         second = hardest[(rest & kept & seeds)[hardest]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import rankdata
 
 Array = np.ndarray
 
@@ -23,17 +24,9 @@ def standard(values: Array) -> Array:
     return (values - finite.mean()) / finite.std()
 
 
-def percentile_ranks(values: Array, order: Array) -> Array:
-    """Return ranks from 0 (lowest) to 1 (highest); ties by place in ``order``; what is not finite ranks lowest.
-
-    Args:
-        order: the places in the order in which ties are broken.
-    """
-    signed = np.where(np.isfinite(values), values, -np.inf)
-    sorted_places = order[np.argsort(signed[order], kind="stable")]
-    ranks = np.empty(len(values))
-    ranks[sorted_places] = np.arange(len(values)) / max(len(values) - 1, 1)
-    return ranks
+def percentile_ranks(values: Array) -> Array:
+    """Return ranks from 0 (lowest) to 1 (highest), ``(n,)``; equal values share the mean of their ranks; what is not finite ranks lowest."""
+    return (rankdata(np.where(np.isfinite(values), values, -np.inf)) - 1) / max(len(values) - 1, 1)
 
 
 def unit(vectors: Array) -> Array:
