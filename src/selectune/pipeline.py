@@ -239,8 +239,11 @@ class Chain:
 
     @cached_property
     def training(self) -> Recipe:
-        """The recipe with training as the policy needs it."""
-        return self.recipe.model_copy(update={"training": self.policy.settings(self.recipe.training)})
+        """The recipe with training as the policy and the form need it."""
+        training = self.policy.settings(self.recipe.training)
+        if self.form.keeps_last:
+            training = training.model_copy(update={"keep_best": False})
+        return self.recipe.model_copy(update={"training": training})
 
     @cached_property
     def bfloat16(self) -> bool:
@@ -510,7 +513,7 @@ class Chain:
             made.dev,
             recipe=settings,
             steps=plan.steps,
-            learning_rate=settings.learning_rate or self.form.learning_rate_default,
+            learning_rate=settings.learning_rate or self.parameters.peak_rate(self.form),
             objective=self.objective,
             bfloat16=self.bfloat16,
             folder=self.run.path("checkpoints"),
@@ -529,7 +532,7 @@ class Chain:
         with folder_atomically(self.run.path("specialist")) as folder:
             self.form.save(made.model, made.base, result.touched or made.selection, folder)
         meter.count(written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()))
-        self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.best_dev_loss})
+        self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.dev_loss})
 
     def finish(self) -> None:
         """Change what was trained once more, where the recipe says so; what training left is kept beside it."""

@@ -81,7 +81,7 @@ def test_routers_train_first_and_stay_bit_for_bit_afterwards(tmp_path, llama_fol
     seen = []
     after_step = FiRSTStages.after_step
     monkeypatch.setattr(FiRSTStages, "after_step", lambda self, stage: [seen.append(stage.values()), after_step(self, stage)])
-    run(tmp_path / "a", llama_folder, {"method": "first", "routers": 0.5}, choose=blocks, form="first", steps=6)
+    run(tmp_path / "a", llama_folder, {"method": "first", "routers": 0.5}, choose=blocks, form="first", steps=6, keep_best=True)
     for step in range(1, 6):
         changed = {name for name, value in seen[step].items() if not torch.equal(value, seen[step - 1][name])}
         routers = {name for name in seen[0] if name.endswith("beside.weight")}

@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from selectune import catalogue
+from selectune import recipe as recipes
 from selectune.adapters.attached import attachments
 from selectune.errors import UserError
 from selectune.evaluation import Scorer
 from selectune.evaluation.engine import PLAIN, Engine
 from selectune.models import load_base
 from selectune.parameters import Selection
+from selectune.pipeline import Chain
+from selectune.run import Run
 from tests.contracts.test_forms_and_parameters import logits, train_a_little
 
 
@@ -169,3 +172,9 @@ def test_a_cost_makes_routers_skip_and_only_routers_train(llama_folder):
         with pytest.raises(UserError, match="no change of weights"):
             model.merge_and_unload()
     assert kept[1000.0] < 3
+
+
+@pytest.mark.parametrize(("form", "best"), [("mindskip", False), ("first", False), ("lora", True)])
+def test_a_run_with_a_cost_beside_the_loss_ends_with_its_last_checkpoint(form, best, tmp_path):
+    chain = Chain(Run(tmp_path), recipes.parse({"form": form}), quiet=True)
+    assert chain.training.training.keep_best == best

@@ -74,12 +74,12 @@ def test_merged_is_attached(architecture, tiny_folders):
 
 
 def test_matrices_share_the_budget_by_their_sensitivity_and_resume(tmp_path, llama_folder):
-    settings = {"choose": blocks, "form": "snella:rank=4", "steps": 6}
+    settings = {"choose": blocks, "form": "snella:rank=4", "steps": 6, "keep_best": True}
     made = run(tmp_path / "whole", llama_folder, {"method": "snella", "sparsity": 0.5}, **settings)
     matrices = attachments(made.model)
     counts = {name: int(one.nonzeros) for name, one in matrices.items()}
     sizes = {name: one.rows.shape[1] * one.columns.shape[1] for name, one in matrices.items()}
-    assert sum(counts.values()) == round(0.5 * sum(sizes.values()))
+    assert sum(counts.values()) == round(0.5 * sum(sizes.values())) and made.result.best_step is None
     assert all(count <= sizes[name] for name, count in counts.items())
     assert len({counts[name] / sizes[name] for name in counts}) > 3
     for one in matrices.values():

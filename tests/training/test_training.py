@@ -96,7 +96,7 @@ def test_only_what_trains_changes_and_the_best_checkpoint_is_kept(tmp_path):
     result, after = run_training(tmp_path)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
     assert changed and all(".layers.3." in name for name in changed)
-    assert result.steps == 8 and result.best_dev_loss is not None
+    assert result.steps == 8 and result.dev_loss is not None
     saved = load_file(tmp_path / "checkpoints" / f"checkpoint-{result.best_step}" / "trained.safetensors")
     assert all(torch.equal(after[name], value) for name, value in saved.items())
 

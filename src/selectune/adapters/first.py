@@ -37,6 +37,7 @@ class FiRST(AttachedForm):
         "records skip a block, all attend, and those that keep it go through the MLP. No code was found; the form of the cost is ours."
     )
     learning_rate_default: ClassVar[float] = 1e-3
+    keeps_last: ClassVar[bool] = True
 
     first_blocks: Annotated[int, Field(ge=0)] = 2
     """Blocks at the beginning that are always computed."""

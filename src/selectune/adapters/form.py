@@ -34,6 +34,8 @@ class Form(Method, ABC):
     axis: ClassVar[str] = "adapters"
     needs_quantised_base: ClassVar[bool] = False
     learning_rate_default: ClassVar[float]
+    keeps_last: ClassVar[bool] = False
+    """Whether a run ends with the last checkpoint and not with the best: training heeds a cost that the development loss does not count."""
     rounds: ClassVar[bool] = False
     """Whether the model differs from the base's before training, or from the saved specialist's after it, by rounding in fp32."""
 

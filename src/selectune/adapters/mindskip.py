@@ -40,6 +40,7 @@ class MindSkip(AttachedForm):
         "apart. The cost is added in each forward pass. The paper's learning rate of 1e-5 is for 8B models."
     )
     learning_rate_default: ClassVar[float] = 1e-3
+    keeps_last: ClassVar[bool] = True
 
     blocks: Annotated[int, Field(gt=0)] = 12
     """Blocks with a router: so many of the chosen ones, the base's last never among them."""

@@ -59,7 +59,8 @@ class TrainingResult:
 
     steps: int
     best_step: int | None
-    best_dev_loss: float | None
+    dev_loss: float | None
+    """Of the best checkpoint, where a run ends with it, else of the last evaluation."""
     skipped_tokens: int = 0
     """Tokens whose way through the frozen first blocks was known."""
     touched: Selection | None = None
@@ -361,13 +362,12 @@ def train(
     state = trainer.state
     if interruption.asked and state.global_step < steps:
         raise Interrupted(state.global_step, steps)
-    best = (
-        min((float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log) if keep_best else None
-    )
+    losses = [(float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log]
+    end = (min(losses) if keep_best else losses[-1]) if losses else (None, None)
     _check_alike(trainer.accelerator, model)
     skipped = _add_up(trainer.accelerator, meter, prefix.skipped_tokens if prefix else 0)
     touched = policy.touched(acting.stage)
-    return TrainingResult(state.global_step, best[1] if best else None, best[0] if best else None, skipped, touched)
+    return TrainingResult(state.global_step, end[1] if keep_best else None, end[0], skipped, touched)
 
 
 def _add_up(accelerator: Any, meter: Meter, skipped: int) -> int:

@@ -32,8 +32,10 @@ def test_each_row_keeps_its_most_sensitive_entries():
             assert mask.nonzero().squeeze(-1).tolist() == sorted(sorted(range(20), key=lambda i: (-row[i], i))[:count])
 
 
-def test_roselora_ends_at_its_density(tmp_path, llama_folder):
-    made = run(tmp_path, llama_folder, {"method": "roselora", "density": 0.25, "start": 0.2}, **LORA)
+def test_roselora_ends_at_its_density_whichever_checkpoint_is_best(tmp_path, llama_folder):
+    settings = {**LORA, "keep_best": True, "evaluations": 6, "rate": 3.0}  # which is best at step 3
+    made = run(tmp_path, llama_folder, {"method": "roselora", "density": 0.25, "start": 0.2}, **settings)
+    assert made.result.best_step is None and made.result.dev_loss > 0
     found = trained(made)
     assert len(found) == 2 * 4 * 7
     for name, value in found.items():

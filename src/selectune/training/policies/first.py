@@ -21,6 +21,7 @@ class FiRSTStages(Policy):
         "FiRST: Finetuning Router-Selective Transformers for Input-Adaptive Latency Reduction, EMNLP Findings 2025, arXiv 2410.12513"
     )
     summary: ClassVar[str] = "For the form `first`: routers train in the first part of the run, low-rank adapters in the rest."
+    keeps_last: ClassVar[bool] = True
 
     routers: Annotated[float, Field(gt=0, lt=1)] = 0.4
     """Share of the run in which the routers train."""

@@ -205,6 +205,8 @@ class Policy(Method, ABC):
     """Whether the policy makes the gradients, or the whole update, itself; losses are then asked for without a graph."""
     changes_what_trains: ClassVar[bool] = False
     """Whether what trains, or what goes into the blocks, changes: nothing can then be remembered of the frozen beginning."""
+    keeps_last: ClassVar[bool] = False
+    """Whether the method is done at the end of the run alone: it then ends with the last checkpoint, not with the best."""
 
     def for_run(self, parameters: str | dict[str, Any]) -> Policy:
         """Return the policy for a run that chooses its parameters by this method."""
@@ -216,8 +218,8 @@ class Policy(Method, ABC):
 
     def settings(self, recipe: TrainingRecipe) -> TrainingRecipe:
         """Return how training has to run with this policy."""
-        changes = {"step_in_backward": False} if self.acts else {}
-        return recipe.model_copy(update=changes | ({"prefix_cache": False} if self.changes_what_trains else {}))
+        off = {"step_in_backward": self.acts, "prefix_cache": self.changes_what_trains, "keep_best": self.keeps_last}
+        return recipe.model_copy(update={setting: False for setting, asked in off.items() if asked})
 
     def begin(self, stage: Stage) -> None:
         """Act before the first step; the weights are the base's, there is no optimiser yet. Also when a run is taken up again."""

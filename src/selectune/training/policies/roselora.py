@@ -31,6 +31,7 @@ class RoseLoRA(Policy):
     departs: ClassVar[str] = (
         "Ties are broken by position, so that exactly so many entries stay; clamping the factors is off unless asked for."
     )
+    keeps_last: ClassVar[bool] = True
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the entries that each row of A and each column of B keeps at the end."""

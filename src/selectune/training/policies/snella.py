@@ -28,6 +28,7 @@ class SNELLACompetition(Policy):
     departs: ClassVar[str] = (
         "Shares are whole numbers by largest remainders; the warm-ups are a tenth and four tenths of the run."
     )
+    keeps_last: ClassVar[bool] = True
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.7
     """Share of all matrices together that does not change, at the end; none at the start."""
