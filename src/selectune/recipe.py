@@ -83,7 +83,8 @@ class TrainingRecipe(Section):
     max_steps: Positive | None = None
     """Stop after this many optimiser steps, whatever ``epochs`` says."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate. Left out: the form's own default (LoRA 1e-3, in place 1e-4, for AdamW and a model of this size)."""
+    """Peak learning rate. Left out: the form's own default (LoRA 1e-3, in place 1e-4, single entries in place 1e-3, for AdamW and a model of
+    this size)."""
     optimiser: Literal["adamw", "adamw_8bit", "adafactor", "lion", "lion_8bit", "sgd"] = "adamw"
     """AdamW keeps 8 bytes a trained weight, its 8-bit form 2, Adafactor almost none, Lion 4 (and wants a third to a tenth of AdamW's
     learning rate), plain SGD none."""
@@ -121,7 +122,8 @@ class TrainingRecipe(Section):
     early_stop: Positive | None = None
     """Stop after this many evaluations without a better development loss."""
     keep_best: bool = True
-    """End with the checkpoint of the lowest development loss instead of the last one."""
+    """End with the checkpoint of the lowest development loss instead of the last one. Methods that follow a schedule to its end, or
+    heed a cost that this loss does not count, always end with the last, and are not stopped early."""
     save_minutes: Annotated[float, Field(gt=0)] | None = None
     """Also write a checkpoint every so many minutes, for long runs."""
     save_steps: Positive | None = None

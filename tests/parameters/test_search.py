@@ -68,8 +68,8 @@ def test_an_endless_slack_stops_one_rule_at_once_and_lets_the_other_see_everythi
     way = [(), *_forward(known)]
     assert greedy(range(5), known.__getitem__, slack=math.inf) == max(way, key=known.__getitem__)
     assert len(greedy(range(5), lambda code: len(code), most=2)) == 2
-    limited = Table(known.__getitem__, most=4)
-    assert greedy(range(5), limited) == ()
+    limited = Table(known.__getitem__, most=4)  # ends within the first round: the best of what was measured is taken
+    assert greedy(range(5), limited) == max(limited.values, key=limited.values.__getitem__) != ()
     assert len(limited.values) == 4
 
 

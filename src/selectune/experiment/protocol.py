@@ -158,7 +158,8 @@ class Protocol(Section):
         form = catalogue.create("adapters", line.form, "form")
         by = self.learning_rates
         found = line.learning_rates or by.get(line.name) or by.get(form.name) or by.get(EVERY_FORM)
-        return sorted(set(found or [form.learning_rate_default]))  # type: ignore[attr-defined]
+        chosen: Any = catalogue.create("parameters", line.parameters or "all")
+        return sorted(set(found or [chosen.peak_rate(form)]))
 
     def training_of(self, line: MethodLine) -> TrainingRecipe:
         """Return how a method trains: as all do, and what its line says otherwise; steps alone are so many steps."""

@@ -48,7 +48,7 @@ class FisherBlocks(Blocks):
     departs: ClassVar[str] = (
         "A causal model instead of an encoder: the score of an example is the log-likelihood of its response tokens, and "
         "the embeddings stay frozen. The released code scores one and the same example a hundred times and "
-        "back-propagates the label's logit; here each example counts once, by its log-probability, as the paper says."
+        "back-propagates the label's logit; here each example counts once, by its log-probability, as the paper says, and 64 are scored."
     )
 
     examples: Annotated[int, Field(gt=0)] = 64

@@ -74,7 +74,8 @@ class Conductance(ParameterMethod):
     departs: ClassVar[str] = (
         "Language instead of images: tokens are revealed from the mean embedding, what is explained is the log-probability of the response, "
         "the path has fewer steps, and the mask's edge is sharp. The adaptive order goes from the least to the most surprising token of "
-        "the base, in place of a mask generator trained for images."
+        "the base, in place of a mask generator trained for images. Nothing keeps hidden states near the base's (its second "
+        "half, feature rectification)."
     )
 
     unit: Literal["linear", "block"] = "linear"

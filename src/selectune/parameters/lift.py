@@ -26,13 +26,14 @@ class LIFT(Scored):
 
     name: ClassVar[str] = "lift"
     family: ClassVar[str] = "elements"
+    usual_rate: ClassVar[float | None] = 5e-4
     paper: ClassVar[str] = (
         "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction, ICML 2025, arXiv 2506.00772"
     )
     summary: ClassVar[str] = "The largest entries of each matrix after its rank was reduced."
     departs: ClassVar[str] = (
         "A density of 5 % is the default: the paper's budget (LoRA of rank 128) would take up to 89 % of the matrices of a 135M base. Exact "
-        "singular values. Chosen once; the policy `refresh` renews the choice."
+        "singular values. Chosen once; the policy `refresh` renews the choice. AdamW's rates of decay and the schedule are the trainer's."
     )
 
     score: str = "low_rank_magnitude"

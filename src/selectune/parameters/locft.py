@@ -23,6 +23,7 @@ class LocFT(Searched):
 
     name: ClassVar[str] = "locft"
     family: ClassVar[str] = "blocks"
+    usual_rate: ClassVar[float | None] = 5e-4
     paper: ClassVar[str] = "Fine-tuning Done Right in Model Editing, ICLR 2026, arXiv 2509.22072"
     summary: ClassVar[str] = "One matrix of one block for new facts, found by trying places (LocFT-BF)."
     departs: ClassVar[str] = (
@@ -59,14 +60,23 @@ class LocFT(Searched):
         )
         if len(candidates) <= self.places:
             return self._joined(list(selections.values()))
-        gains = self.gains(context)
-        with self.table(context, lambda place: gains(selections[place]), len(candidates)) as worth:
+        gains = {
+            role: self._at_rate_of(role).gains(context)
+            for role in {"block" if role == "block" else "matrix" for _, role in candidates}
+        }
+        with self.table(
+            context, lambda place: gains["block" if place[1] == "block" else "matrix"](selections[place]), len(candidates)
+        ) as worth:
             for place in candidates[: self.trials]:
                 worth(place)
         order = sorted(worth.values, key=lambda place: -worth.values[place])
         for (number, _), value in worth.values.items():
             context.block_scores[number] = max(value, context.block_scores.get(number, value))
         return self._joined([selections[place] for place in order[: self.places]])
+
+    def _at_rate_of(self, role: str) -> LocFT:
+        """Return this search at the rate of its trials: a whole block's is a tenth of a matrix's."""
+        return self if role != "block" else self.model_copy(update={"learning_rate": self.learning_rate / 10})
 
     def at(self, context: Context, place: Place) -> Selection:
         """Return the weights of one place."""

@@ -33,7 +33,7 @@ class LTSFT(Budgeted):
     summary: ClassVar[str] = "A lottery ticket: the entries that full fine-tuning changes most, trained from where they began."
     departs: ClassVar[str] = (
         "Chosen from the matrices of the blocks; embeddings and norms stay frozen in the first phase too. The first phase is a number of "
-        "steps instead of epochs."
+        "steps instead of epochs. The pull acts in the trials alone, not in the run, and after several rounds the run starts at the base."
     )
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.02

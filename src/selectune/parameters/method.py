@@ -99,6 +99,13 @@ class ParameterMethod(Method, ABC):
     usual_form: ClassVar[str] = "full"
     """The form in which the choice changes where a recipe names none: in place, which heeds every choice."""
 
+    usual_rate: ClassVar[float | None] = None
+    """The peak learning rate in place where a recipe names none; left out: that of the form. Few entries want larger ones than all."""
+
+    def peak_rate(self, form: Any) -> float:
+        """Return the peak learning rate where a recipe names none."""
+        return self.usual_rate if self.usual_rate is not None and form.name == "full" else float(form.learning_rate_default)
+
     @abstractmethod
     def select(self, context: Context) -> Selection:
         """Choose entries of the base's weights."""
@@ -107,6 +114,7 @@ class ParameterMethod(Method, ABC):
 class Budgeted(ParameterMethod, ABC):
     """A method that fills a budget of entries."""
 
+    usual_rate: ClassVar[float | None] = 1e-3
     exact: ClassVar[bool] = True
     """Whether it fills the budget as far as its units fit; otherwise its own rule decides, and says so in ``departs`` or ``summary``."""
 

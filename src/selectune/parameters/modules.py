@@ -135,7 +135,7 @@ class Roles(ParameterMethod):
     departs: ClassVar[str] = (
         "These papers tune what conditions images (cross-attention, temporal layers) and freeze what carries the prior; a language model has "
         "no such path, so the roles are a setting, and the default is what of the first paper's choice is left: the MLPs. Its distillation "
-        "from the frozen base and its weights by position are objectives of their own."
+        "from the frozen base and its weights by position are not there."
     )
 
     roles: str = "mlp"

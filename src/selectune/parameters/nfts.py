@@ -28,7 +28,8 @@ class NFTS(Searched):
     departs: ClassVar[str] = (
         "A group is frozen or trains by its attention, its MLP or both; the paper's options are frozen or tuned, with an adapter or without, "
         "and adapters are a form here. Each choice is trained from the base by itself: no supernet shares weights. Finalists are compared by their "
-        "held-out loss after a longer training; the paper takes the loss on the few examples trained on, in episodes of image classification."
+        "held-out loss after a longer training; the paper takes the loss on the few examples trained on, in episodes of image classification. "
+        "`trials` does not count the finalists' trainings."
     )
 
     groups: Annotated[int, Field(gt=0)] = 10

@@ -23,6 +23,7 @@ class PerNeuron(ParameterMethod):
     """The k highest-scoring inputs of every output neuron."""
 
     family: ClassVar[str] = "elements"
+    usual_rate: ClassVar[float | None] = 1e-3
 
     k: Annotated[int, Field(gt=0)] = 1
     """Inputs of each output neuron that train."""

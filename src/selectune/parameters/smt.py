@@ -34,8 +34,8 @@ class SMT(Scored):
     paper: ClassVar[str] = "Sparse Matrix in Large Language Model Fine-tuning, ICLR 2025, arXiv 2405.15525"
     summary: ClassVar[str] = "Square blocks of matrices with the largest gradient over a short warm-up."
     departs: ClassVar[str] = (
-        "The warm-up trains a copy, and the base starts as it was (as released, what the warm-up changed stays). Squares of 64: 256 does "
-        "not divide a small model's matrices. All linear layers, the attention's output too."
+        "The warm-up trains the matrices that may be chosen, of a copy, and the base starts as it was (as released, what the warm-up changed "
+        "stays). Squares of 64: 256 does not divide a small model's matrices. All linear layers, the attention's output too."
     )
 
     score: str = "signed_gradient"

@@ -21,7 +21,8 @@ class SPEFT(Scored):
         "The best entries by one of the study's eight saliencies; by the mean gradient's size, anywhere, unless said."
     )
     departs: ClassVar[str] = (
-        "Trained in place, which equals a sparse change added to the weight. SynFlow's norms divide by a constant instead of doing nothing."
+        "Trained in place, which equals a sparse change added to the weight. SynFlow's norms divide by a constant instead of doing nothing. Fisher "
+        "information is of the summed log-likelihood, so long responses weigh more."
     )
 
     score: Literal["gradient", "random", "magnitude", "snip", "force", "taylor", "fisher", "synflow", "grasp"] = "gradient"

@@ -144,22 +144,28 @@ def greedy(
     rule: Literal["gain", "best"] = "best",
     most: int | None = None,
 ) -> Code:
-    """Add (or take away) the best unit, one at a time, and return the set found, sorted.
+    """Add (or take away) the best unit, one at a time, and return the set found, sorted; the best one seen, where the trials run out.
 
     Args:
         rule: ``gain``: stop when the best step gains no more than ``slack``; ``best``: go on while the value is no more than ``slack`` below
             the best seen, and return the best seen. most: units in the set, forward.
     """
+    known: dict[Code, float] = {}
+
+    def measured(code: Code) -> float:
+        known[code] = value(code)
+        return known[code]
+
     chosen: Code = tuple(sorted(units)) if backward else ()
-    best, seen = chosen, value(chosen)
+    best, seen = chosen, measured(chosen)
     now = seen
     try:
         while chosen if backward else len(chosen) < min(len(units), most or len(units)):
             steps = [tuple(u for u in chosen if u != unit) for unit in chosen] if backward else [
                 tuple(sorted((*chosen, unit))) for unit in units if unit not in chosen
             ]  # fmt: skip
-            candidate = max(steps, key=lambda step: (value(step), [-unit for unit in step]))
-            reached = value(candidate)
+            candidate = max(steps, key=lambda step: (measured(step), [-unit for unit in step]))
+            reached = known[candidate]
             if rule == "gain" and not reached - now > slack:
                 break
             if reached > seen:
@@ -168,7 +174,7 @@ def greedy(
                 break
             chosen, now = candidate, reached
     except Exhausted:
-        pass
+        return max(known, key=lambda code: (known[code], [-unit for unit in code]), default=chosen)
     return best
 
 

@@ -23,7 +23,8 @@ class Bursts(Policy):
     summary: ClassVar[str] = "Every so many steps, what moved most is trained for a moment on a small general buffer."
     departs: ClassVar[str] = (
         "Tensors are chosen by how far they moved since the last burst; the paper's comparison of changes between and within tasks needs several "
-        "tasks. AdamW of its own in each burst. No distillation of stored logits."
+        "tasks. AdamW of its own in each burst, which is short by default, as are the general conversations that are built "
+        "in (40). No distillation of stored logits."
     )
 
     every: Annotated[int, Field(gt=0)] = 100

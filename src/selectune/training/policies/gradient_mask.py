@@ -20,7 +20,10 @@ class GradientMask(Masked):
     name: ClassVar[str] = "gradient_mask"
     paper: ClassVar[str] = "Gradient-Mask Tuning Elevates the Upper Limits of LLM Performance, AAAI 2025, arXiv 2406.15330"
     summary: ClassVar[str] = "Each update keeps only the largest gradients of each tensor."
-    departs: ClassVar[str] = "Exactly the share that is asked for is kept, ties by place; `mask: update` holds back momentum too."
+    departs: ClassVar[str] = (
+        "Exactly the share that is asked for is kept, ties by place; `mask: update` holds back momentum too. Embeddings that train are masked "
+        "like the rest."
+    )
 
     keep: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of the entries of each tensor that is updated, rounded up."""

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from selectune.errors import UserError
 from selectune.training import processes
 from selectune.training.policies.masked import Masked
 from selectune.training.policies.policy import Batch, Stage, last_states
@@ -68,6 +69,8 @@ class RoAST(Masked):
             for batch in stage.sample(self.examples, "importance"):
                 self._note(stage, stage.gradient(batch))
         sums = {name: stage.tensors.pop(f"squares.{name}") for name in stage.parameters if f"squares.{name}" in stage.tensors}
+        if not sums:
+            raise UserError("nothing that trains lies in a block", field="policy", expected="`masked: false`, or weights in the blocks")
         drawn = multipliers(sums, self.threshold, self.sharpness, self.rescale, stage.generator("mask"))
         stage.tensors |= {f"multiplier.{name}": value for name, value in drawn.items()}
 
