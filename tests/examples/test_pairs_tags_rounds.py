@@ -102,14 +102,15 @@ def test_the_measured_part_of_the_target_is_drawn_whatever_its_order(llama_folde
 def test_pairs_without_a_utility_teach_nothing_and_stay():
     vectors = np.eye(12, 8, dtype=np.float32)
     known = np.where(np.eye(6, dtype=bool), np.nan, 0.7)
-    found = guessed(known, vectors, vectors, seed=0)
+    found, _ = guessed(known, vectors, vectors, seed=0)
     assert np.array_equal(found[:6, :6], known, equal_nan=True) and found[6:, 6:] == pytest.approx(0.7)
-    assert np.isnan(guessed(known[:1, :1], vectors, vectors, seed=0)).all()
+    assert np.isnan(guessed(known[:1, :1], vectors, vectors, seed=0)[0]).all()
 
 
 def test_stages_and_large_pools_that_make_no_sense_are_refused(llama_folder):
-    with pytest.raises(UserError, match="pairs"):
-        InContextUtility(most=3, count=2).select(pool(llama_folder))
+    for method in (InContextUtility, GuessedUtility):
+        with pytest.raises(UserError, match="pairs"):
+            method(most=3, count=2).select(pool(llama_folder))
     with pytest.raises(UserError, match="target"):
         InContextUtility(stage="target", count=2).select(pool(llama_folder))
     for stage in ("target", "continual"):
@@ -121,11 +122,35 @@ def test_a_network_learns_a_learnable_influence_and_keeps_what_is_known():
     vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     true = vectors @ vectors.T
-    found = guessed(true[:40, :40], vectors, vectors, seed=0)
+    found, (own, plain) = guessed(true[:40, :40], vectors, vectors, seed=0)
     assert np.array_equal(found[:40, :40], true[:40, :40])
     unseen = np.mean((found[40:, 40:] - true[40:, 40:]) ** 2)
     assert unseen < 0.5 * np.mean(true[40:, 40:] ** 2)
-    assert np.array_equal(guessed(true, vectors, vectors, seed=0), true)
+    assert np.array_equal(guessed(true, vectors, vectors, seed=0)[0], true)
+    assert plain == pytest.approx(true[:40, :40].var(), rel=0.3) and own < 0.5 * plain
+
+
+def test_learning_stops_where_pairs_that_do_not_teach_are_guessed_no_better(monkeypatch):
+    generator, epochs, plain = np.random.default_rng(0), [], torch.randperm
+    vectors, noise = generator.normal(size=(30, 8)).astype(np.float32), generator.normal(size=(20, 20))
+    monkeypatch.setattr(torch, "randperm", lambda count, **options: epochs.append(count) or plain(count, **options))
+    one = guessed(noise, vectors, vectors, seed=0)
+    assert epochs[0] == 400 and set(epochs[1:]) == {320} and len(epochs) - 1 < 60
+    epochs.clear()
+    _, (own, mean) = guessed(noise, vectors, vectors, seed=0, epochs=60, patience=60)
+    assert len(epochs) - 1 == 60 and own <= one[1][0]
+    assert mean == pytest.approx(noise.var(), rel=0.4) and own > 0.8 * mean
+    assert np.isnan(guessed(noise[:1, :2], vectors, vectors, seed=0)[1]).all()
+
+
+def test_the_error_of_guesses_is_told(llama_folder):
+    made = pool(llama_folder, RECORDS, target=RECORDS[:6])
+    GuessedUtility(stage="target", count=2, measured=0.6).choose(made)
+    assert "10 examples for 10" in made.notes[0] and "6 examples for 10" in made.notes[1]
+    assert all("mean squared error" in note and "nan" not in note for note in made.notes)
+    few = pool(llama_folder, RECORDS[:3])
+    GuessedUtility(count=2).choose(few)
+    assert "too few" in few.notes[0]
 
 
 def test_the_first_pass_covers_every_tag_and_records_without_tags_never_come():
