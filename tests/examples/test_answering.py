@@ -128,6 +128,21 @@ def test_wrong_answers_are_found_and_the_surest_answered_anew(llama_folder, sure
     assert order[12 - len(rest) :] == sorted(rest, key=lambda place: doubt[place])
 
 
+def test_what_the_base_does_not_know_comes_before_what_it_invents_and_after_what_another_model_says(llama_folder):
+    settings = {"sure": 0.5, "fraction": 1.0, "longest": 6}
+    for model in (None, str(llama_folder)):
+        choice = RobustFineTuning(by_model=model, **settings).select(pool(llama_folder, NOISY))
+        changed = [choice.records[place] != NOISY[place] for place in choice.places.tolist()]
+        assert not choice.signals["agreed"].any() and 0 < sum(changed) <= 6
+        assert changed == sorted(changed, reverse=model is not None)
+
+
+def test_a_model_that_says_nothing_changes_nothing(llama_folder):
+    with Endpoint(lambda body: "") as there:
+        choice = RobustFineTuning(by_endpoint=there.url, by_model="large", fraction=1.0).select(pool(llama_folder, NOISY))
+    assert list(choice.records) == NOISY and np.isposinf(choice.signals["doubt"]).all() and len(choice.places) == 12
+
+
 def test_neighbours_are_clean_ones(llama_folder):
     with Endpoint(knows) as there:
         RobustFineTuning(by_endpoint=there.url, by_model="large", neighbours=2).select(pool(llama_folder, NOISY))

@@ -1,6 +1,7 @@
 """Records whose answers may be wrong: the model says which, answers them anew, and is believed where it is sure.
 
-Knows: what is asked of a record, in what order clean, relabelled and doubtful records come. Does not know: who answers.
+Knows: what is asked of a record, how likely an answer is as it was asked for, in what order clean, relabelled and doubtful records come.
+Does not know: who answers.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class RobustFineTuning(Asking, Embedded):
         "the answer is likely."
     )
     departs: ClassVar[str] = (
-        "A budget ends the order clean, relabelled (surest first), doubtful as they were; the paper drops the doubtful. Answers agree when the words "
-        "of one are among the other's. The base judges how likely an answer is, whoever gave it."
+        "A budget ends the order clean, relabelled (surest first), doubtful as they were; the paper drops the doubtful. Where the run's base "
+        "answers for itself, the doubtful come before the relabelled: what it does not know is not taken for noise. Answers agree when the words "
+        "of one are among the other's. The run's base judges how likely an answer is, also where an endpoint or another model gave it."
     )
     changes: ClassVar[bool] = True
 
@@ -103,7 +105,8 @@ class RobustFineTuning(Asking, Embedded):
         trusted = set(sure)
         drawn = pool.uniform(self.name)
         rest = sorted((place for place in noisy if place not in trusted), key=lambda place: doubt[place])
-        order = [*sorted(clean, key=lambda place: drawn[place]), *sure, *rest]
+        itself = self.by_endpoint is None and self.by_model is None
+        order = [*sorted(clean, key=lambda place: drawn[place]), *(rest + sure if itself else sure + rest)]
         pool.notes.append(
             f"the model agrees with {len(clean):,} of {len(pool):,} records and answers {len(sure):,} anew with certainty"
         )
