@@ -33,8 +33,9 @@ class FiRST(AttachedForm):
         "Routers that decide for each sequence whether a block is computed, and low-rank adapters (with the policy `first`)."
     )
     departs: ClassVar[str] = (
-        "Decisions are hard in training too, with the gradient of the soft ones: training then sees what is served. Of a batch in which some "
-        "records skip a block, all attend, and those that keep it go through the MLP. No code was found; the form of the cost is ours."
+        "Decisions are hard in training too, with the gradient of the soft ones, and hold for a whole record. In training, in the development "
+        "loss and when given answers are scored they are taken on prompt and answer, only where text is generated on the prompt alone. Of a batch "
+        "in which some records skip a block, all attend, and those that keep it go through the MLP. No code was found; the form of the cost is ours."
     )
     learning_rate_default: ClassVar[float] = 1e-3
     keeps_last: ClassVar[bool] = True

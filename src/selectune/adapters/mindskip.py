@@ -1,7 +1,8 @@
 """MindSkip: a router in each of some blocks decides, for a whole sequence, whether its attention is worth computing.
 
-The decision is taken once, on the prompt, and holds for all that is generated after it. Nothing but the routers trains; a cost of every kept
-attention, beside the loss, makes them skip. Where no gradient is asked for, what nobody keeps is not computed.
+Where text is generated the decision is taken once, on the prompt, and holds for all that comes after it. Where a whole record goes through
+the model at once, in training and when answers are scored, it is taken on the whole record, the answer included. Nothing but the routers
+trains; a cost of every kept attention, beside the loss, makes them skip. Where no gradient is asked for, what nobody keeps is not computed.
 Knows: the router, its hard decision with the gradient of the soft one, the cost, how a decision is kept, and what must be computed all the
 same. Does not know: which blocks were chosen.
 """
@@ -37,7 +38,8 @@ class MindSkip(AttachedForm):
     summary: ClassVar[str] = "Routers that decide for each sequence whether attention is computed in the blocks before the last."
     departs: ClassVar[str] = (
         "Of a batch in which some sequences skip an attention and some do not, all are computed. The mean over a sequence keeps packed records "
-        "apart. The cost is added in each forward pass. The paper's learning rate of 1e-5 is for 8B models."
+        "apart. In training, in the development loss and when given answers are scored, the mean is over prompt and answer; only where text is "
+        "generated is it over the prompt alone. The cost is added in each forward pass. The paper's learning rate of 1e-5 is for 8B models."
     )
     learning_rate_default: ClassVar[float] = 1e-3
     keeps_last: ClassVar[bool] = True
