@@ -108,7 +108,8 @@ class Trajectories(ExampleMethod):
 class OutputGradient(Signal):
     """The gradient of a record's mean response loss in the output layer: its Frobenius norm, and its inner product with the weight; ``(records, 2)``.
 
-    The gradient is never made: ``||G||^2 = sum over s, t of (d_s . d_t)(h_s . h_t)``, with ``d = p - onehot`` and ``h`` the hidden states.
+    The gradient is never made: ``||G||^2 = sum over s, t of (d_s . d_t)(h_s . h_t)``, with ``d`` the gradient in what the layer says
+    (``p - onehot``, and the slope of what is done to the logits after it, a soft cap for instance) and ``h`` the hidden states.
     """
 
     shown: ClassVar[str] = "gradient of the output layer"
@@ -122,17 +123,23 @@ class OutputGradient(Signal):
                 owners.append(number)
                 pieces.append(piece)
         found = np.zeros((len(records), 2), dtype=np.float32)
-        with torch.no_grad():
-            for member, hidden, labels in worker.states(pieces):
-                places = (labels[1:] != -100).nonzero().squeeze(-1)
-                states, wanted = hidden[places].float(), labels[places + 1]
-                logits = worker.loss.split.logits(hidden[places]).float()
-                wrong = logits.softmax(-1)
-                along = (wrong * logits).sum() - logits.gather(1, wanted[:, None]).sum()  # <W, G>, with logits = W h
-                wrong[torch.arange(len(wanted)), wanted] -= 1
-                square = ((wrong @ wrong.T) * (states @ states.T)).sum().clamp(min=0)
-                count = max(len(wanted), 1)
-                found[owners[member]] += np.array([float(square.sqrt()) / count, float(along) / count], dtype=np.float32)
+        split = worker.loss.split
+        head = split.causal.get_output_embeddings()
+        for member, hidden, labels in worker.states(pieces):
+            places = (labels[1:] != -100).nonzero().squeeze(-1)
+            states, wanted = hidden[places], labels[places + 1]
+            with torch.no_grad():
+                said = head(states.to(head.weight.dtype)).float()
+            with torch.enable_grad():
+                said.requires_grad_(True)
+                loss = torch.nn.functional.cross_entropy(split.finish(said), wanted, reduction="sum")
+                (steep,) = torch.autograd.grad(loss, said)
+            with torch.no_grad():
+                by_weight = said if head.bias is None else said - head.bias
+                along = (steep * by_weight).sum()  # <W, G>, with W h what the layer's weight says
+                square = ((steep @ steep.T) * (states.float() @ states.float().T)).sum().clamp(min=0)
+            count = max(len(wanted), 1)
+            found[owners[member]] += np.array([float(square.sqrt()) / count, float(along) / count], dtype=np.float32)
         return found
 
 
