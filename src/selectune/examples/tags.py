@@ -7,6 +7,7 @@ complexity-first diverse sampling; strata of skills and styles; rare tags first.
 from __future__ import annotations
 
 import re
+from itertools import cycle, islice
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -135,6 +136,30 @@ class Strata(Embedded):
         return Choice(self.fill(pool, [*places, *rest]), {"closeness": closeness, "skill": labels.astype(np.float64)})
 
 
+def quotas_filled(vectors: Array, rare_first: list[Array], budget: int, seed: int) -> list[int]:
+    """Return places: of each tag an equal quota, the records nearest to its clusters' centres; the quota rises until the budget is used up.
+
+    A record counts for all its tags. After each rise every tag has its quota, or all of its records; the last may go beyond the budget.
+
+    Args:
+        vectors: ``(records, d)``. rare_first: the places of each tag's records, the rarest tag first.
+    """
+    chosen: list[int] = []
+    kept = np.zeros(len(vectors), dtype=bool)
+    quota = 0
+    while len(chosen) < budget and (open_ := [own for own in rare_first if not kept[own].all()]):
+        quota += max(1, (budget - len(chosen)) // len(open_))
+        for own in open_:
+            wanted = min(quota, len(own)) - int(kept[own].sum())
+            if wanted > 0:
+                _, centres = k_means(vectors[own], wanted, seed)
+                for centre in islice(cycle(centres), wanted):  # equal vectors make fewer centres than are wanted
+                    free = own[~kept[own]]
+                    chosen.append(int(free[(vectors[free] @ centre).argmax()]))
+                    kept[chosen[-1]] = True
+    return chosen
+
+
 class RareFirst(Embedded):
     """Rare kinds of records get their share before common ones."""
 
@@ -144,7 +169,8 @@ class RareFirst(Embedded):
         "Tags from rare to frequent; of each the records nearest to its clusters' centres, unless enough of it is there already."
     )
     departs: ClassVar[str] = (
-        "Units are tags of text records (clusters, questions' first words, answers' forms) instead of objects in pictures."
+        "Units are tags of text records (clusters, questions' first words, answers' forms) instead of objects in pictures; what the tags' quotas "
+        "leave of the budget raises them."
     )
 
     scales: tuple[int, ...] = (32,)
@@ -159,20 +185,8 @@ class RareFirst(Embedded):
         for place in pool.order.tolist():
             for tag in sorted(tagged[place]):
                 holders.setdefault(tag, []).append(place)
-        chosen: list[int] = []
-        kept: set[int] = set()
-        each = max(1, self.about(pool) // max(len(holders), 1))
-        for tag in sorted(holders, key=lambda tag: (len(holders[tag]), tag)):
-            own = np.array(holders[tag])
-            wanted = min(each, len(own)) - sum(place in kept for place in own.tolist())
-            if wanted <= 0:
-                continue
-            _, centres = k_means(vectors[own], wanted, pool.seed)
-            for centre in centres:
-                free = [place for place in own.tolist() if place not in kept]
-                if free:
-                    place = free[int((vectors[free] @ centre).argmax())]
-                    kept.add(place)
-                    chosen.append(place)
+        rare_first = [np.array(holders[tag]) for tag in sorted(holders, key=lambda tag: (len(holders[tag]), tag))]
+        chosen = quotas_filled(vectors, rare_first, self.about(pool), pool.seed)
+        kept = set(chosen)
         rest = [place for place in ranked(pool, pool.uniform("rare first")).tolist() if place not in kept]
         return Choice(self.fill(pool, [*chosen, *rest]), {"tags": np.array([len(own) for own in tagged], dtype=np.float64)})
