@@ -299,6 +299,19 @@ def test_what_the_teacher_is_sure_of_and_the_student_is_not_comes_first(llama_fo
     )
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_thresholds_follow_labels_only_where_all_records_have_the_same_choices(llama_folder, closed):
+    def asked(number):
+        own = LABELS if closed else tuple(f"{label} {number}" for label in LABELS)
+        return Record("choice", (Message("user", f"Fault {number}?"), Message("assistant", own[0])), choices=own, answer=0)
+
+    choice = LearningWithLess(momentum=0, rounds=1, batch=12, count=4).select(pool(llama_folder, [asked(n) for n in range(12)]))
+    sure, unsure = choice.signals["teacher's confidence"], choice.signals["student's uncertainty"]
+    labels = [record.response if closed else "" for record in choice.records]
+    kept = Thresholds(momentum=0).passes(sure, unsure, labels)
+    assert np.array_equal(choice.signals["kept"] > 0, kept) and 0 < kept.sum() < 12
+
+
 def test_the_student_learns_between_rounds(llama_folder):
     records = [sorted_by(number, number % 3) for number in range(12)]
 

@@ -118,7 +118,7 @@ class LearningWithLess(Asking, ExampleMethod):
     departs: ClassVar[str] = (
         "Chosen before training: the student is a copy of the base that learns a little between parts of the pool. Uncertainty is the "
         "entropy over its greatest possible value; how the paper moves thresholds by label and forms its weights is not known for sure: here by "
-        "the ratio to the surest label, and the product of both signals. Where there is no closed "
+        "the ratio to the surest label, where all records have the same choices, and the product of both signals. Where there is no closed "
         "set of labels, answers are drawn several times and their shares are the probabilities. What passes comes first, the heaviest before. In "
         "training the weights, on average 1, multiply the losses of a record's tokens."
     )
@@ -151,6 +151,7 @@ class LearningWithLess(Asking, ExampleMethod):
         order = sorted(pool.order.tolist(), key=lambda place: drawn[place])
         uncertainty, kept = np.zeros(len(pool)), np.zeros(len(pool), dtype=bool)
         thresholds, student = Thresholds(self.momentum), None
+        closed = all(record.choices and set(record.choices) == set(pool.records[0].choices) for record in pool.records)
         for number, part in enumerate(np.array_split(order, self.rounds)):
             if not len(part):
                 continue
@@ -160,7 +161,7 @@ class LearningWithLess(Asking, ExampleMethod):
             uncertainty[part] = self._student(pool, student, [pool.records[place] for place in part.tolist()])
             for start in range(0, len(part), self.batch):
                 some = part[start : start + self.batch]
-                labels = [said[place] if pool.records[place].choices else "" for place in some.tolist()]
+                labels = [said[place] if closed else "" for place in some.tolist()]
                 kept[some] = thresholds.passes(confidence[some], uncertainty[some], labels) & (confidence[some] > 0)
             if not kept[part].any():  # no student learns from nothing
                 best = sorted(part[confidence[part] > 0].tolist(), key=lambda place: -confidence[place] * uncertainty[place])
