@@ -31,9 +31,9 @@ class Novelty:
     plausible: float = 0.1
     """Words below this share of the specialist's likeliest probability are never taken (alpha)."""
     contrast: float = 1.0
-    """How much the base's log-probability counts against a word (gamma); 0: plain draws from the specialist."""
+    """How much the base's log-probability counts against a word (gamma); 0: the specialist alone (with one beam, plain draws)."""
     beams: int = 4
-    """Texts that are drawn side by side, of which the best is kept."""
+    """Texts that are drawn side by side, of which the best is kept; 1: every word is a plain draw from the scores."""
     iterative: bool = True
     """Train the base on each text before the next one is looked for."""
     learning_rate: float = 5e-5
@@ -100,12 +100,12 @@ def draw(
 
 
 def _drawn(summed: Tensor, beams: int, generator: torch.Generator) -> Tensor:
-    """Return the places of the next beams: twice as many are drawn without replacement, and of them the best are kept; where fewer are possible,
-    the last one is repeated."""
+    """Return the places of the next beams: twice as many are drawn without replacement, and of them the best are kept; a single beam is one draw.
+    Where fewer are possible, the last one is repeated."""
     possible = int(summed.isfinite().sum())
     probabilities = (summed - summed.max()).double().exp()
     drawable = int((probabilities > 0).sum())
-    drawn = torch.multinomial(probabilities, min(2 * beams, drawable, possible), generator=generator)
+    drawn = torch.multinomial(probabilities, min(2 * beams if beams > 1 else 1, drawable, possible), generator=generator)
     best = drawn[summed[drawn].argsort(descending=True, stable=True)][:beams]
     return torch.cat([best, best[-1:].expand(beams - len(best))])
 
