@@ -8,7 +8,7 @@ import pytest
 from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
 from selectune.examples import Pool
-from selectune.examples.factors.asking import answered, choice_of, final, same
+from selectune.examples.factors.asking import alike, answered, choice_of, final, same
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
@@ -70,6 +70,16 @@ def test_what_an_answer_says():
     changed = answered(choice, "B")
     assert (changed.response, changed.answer, changed.choices) == ("lamp", 1, choice.choices)
     assert answered(choice, "?") is None and answered(plain, " ") is None and answered(plain, "x").response == "x"
+
+
+def test_answers_are_alike_where_each_agrees_with_every_other():
+    plain, drawn = record(10), ["lamp", "lamp 7", "", "lamp 9", "It is lamp 9"]
+    assert (
+        alike(plain, drawn) == [[0, 1], [3, 4]] and alike(plain, drawn[:1] * 3) == [[0, 1, 2]] and alike(plain, ["", "?"]) == []
+    )
+    text, share, unsure = _most_given(plain, ["lamp", "lamp 7", "lamp 9"])
+    shares = np.array([2, 1]) / 3
+    assert (text, share) == ("lamp", 2 / 3) and unsure == pytest.approx(-(shares * np.log(shares)).sum() / np.log(3))
 
 
 def test_the_nearest_are_those_of_the_whole_matrix(monkeypatch):
@@ -175,6 +185,17 @@ def test_equal_answers_are_kept_and_nothing_is_settled(llama_folder):
     assert choice.signals["agreed"].all() and list(choice.records) == RECORDS
     assert len(there.asked) == 12 and not any("differ" in body["messages"][-1]["content"] for body in there.asked)
     assert all("fault 4" in body["messages"][-1]["content"].split("Answer this one")[0] for body in there.asked)
+
+
+def test_answers_that_agree_with_the_first_alone_are_settled(llama_folder):
+    def vague(body):
+        settled = "differ" in body["messages"][-1]["content"]
+        return "Answer: " + ("lamp 9" if settled else ["lamp", "lamp 7", "lamp 9"][body["seed"]])
+
+    settings = {"by_model": "large", "samples": 3, "fraction": 1.0, "steps": 0}
+    with Endpoint(vague) as there:
+        choice = SemiSupervised(by_endpoint=there.url, **settings).select(pool(llama_folder, RECORDS[:3], TARGET))
+    assert not choice.signals["agreed"].any() and {one.response for one in choice.records} == {"lamp 9"}
 
 
 def test_answers_that_differ_are_settled_and_kept_where_they_are_likely(llama_folder):

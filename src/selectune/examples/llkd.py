@@ -14,7 +14,7 @@ from pydantic import Field
 
 from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
-from selectune.examples.factors.asking import answered, final, questions_only, same
+from selectune.examples.factors.asking import alike, answered, final, questions_only
 from selectune.examples.factors.signals import Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice, ExampleMethod
@@ -225,14 +225,15 @@ class LearningWithLess(Asking, ExampleMethod):
 
 
 def _most_given(record: Record, drawn: list[str]) -> tuple[str, float, float]:
-    """Return the answer with which most others agree, the first of them, its share, and the entropy of all over that of answers none of
-    which agree; where all are empty: nothing, no share, the greatest entropy."""
-    agree = [sum(same(record, text, other) for other in drawn) for text in drawn]
-    count = max(agree)
-    if not count:
+    """Return the first answer of the largest group that is alike, the group's share, and the entropy of all groups' shares over that of answers
+    none of which agree; where all are empty: nothing, no share, the greatest entropy."""
+    groups = alike(record, drawn)
+    if not groups:
         return "", 0.0, 1.0
-    spread = -np.mean(np.log(np.maximum(agree, 1) / len(drawn))) / np.log(len(drawn))
-    return drawn[agree.index(count)], count / len(drawn), float(spread)
+    alone = len(drawn) - sum(map(len, groups))
+    shares = np.array([*map(len, groups), *[1] * alone]) / len(drawn)
+    most = max(groups, key=len)
+    return drawn[most[0]], len(most) / len(drawn), float(-np.sum(shares * np.log(shares)) / np.log(len(drawn)))
 
 
 def _turns(shots: Any) -> tuple[Message, ...]:

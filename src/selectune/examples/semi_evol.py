@@ -15,7 +15,7 @@ from pydantic import Field
 
 from selectune.data.records import Message, Record
 from selectune.examples.diverse import Embedded
-from selectune.examples.factors.asking import FORMAT, answered, final, put, question, questions_only, same, solved
+from selectune.examples.factors.asking import FORMAT, alike, answered, final, put, question, questions_only, solved
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice
@@ -48,7 +48,8 @@ class SemiSupervised(Asking, Embedded):
     )
     departs: ClassVar[str] = (
         "The answered records are the target's, and training starts from the base on what is chosen. All draws are made beside neighbours. A budget "
-        "ends the order agreed, settled and likely, the rest; a question without a usable answer keeps its own and comes last."
+        "ends the order agreed, settled and likely, the rest; a question without a usable answer keeps its own and comes last. "
+        "Choices are answered in words: their log-likelihoods over permutations of their order are not used."
     )
     changes: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
@@ -79,7 +80,7 @@ class SemiSupervised(Asking, Embedded):
         drawn = self._draw(made, pool)
         for place, own in drawn.items():
             labels[place] = own[0]
-            if own[0] and all(same(pool.records[place], own[0], other) for other in own[1:]):
+            if alike(pool.records[place], own) == [list(range(len(own)))]:
                 agreed.add(place)
         split = [place for place in pool.order.tolist() if place not in agreed]
         labels |= self._settle(made, pool, {place: drawn[place] for place in split})

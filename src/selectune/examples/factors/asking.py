@@ -1,7 +1,7 @@
 """What a model is asked about records, and what its answer says.
 
-Knows: how an instruction takes the place of a record's last question, how the final answer is found in a text, when two answers are the same, and a
-record with another answer or question. Does not know: who answers, or what is concluded.
+Knows: how an instruction takes the place of a record's last question, how the final answer is found in a text, when two answers are the same and
+which of many are alike, and a record with another answer or question. Does not know: who answers, or what is concluded.
 """
 
 from __future__ import annotations
@@ -70,6 +70,22 @@ def same(record: Record, one: str, other: str) -> bool:
         return chosen is not None and chosen == choice_of(record, other)
     first, second = normalise(one), normalise(other)
     return bool(first and second) and (_within(first, second) or _within(second, first))
+
+
+def alike(record: Record, answers: Sequence[str]) -> list[list[int]]:
+    """Return the numbers of a record's answers in groups in which each says the same as every other; what says nothing is in none.
+
+    Two that say the same as a third need not agree ("lamp 7" and "lamp 9" with "lamp"): an answer joins the first group with all of which it does.
+    """
+    groups: list[list[int]] = []
+    for number, text in enumerate(answers):
+        if same(record, text, text):
+            fitting = (group for group in groups if all(same(record, text, answers[other]) for other in group))
+            group = next(fitting, None)
+            if group is None:
+                groups.append(group := [])
+            group.append(number)
+    return groups
 
 
 def _within(part: str, whole: str) -> bool:
