@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from selectune.cli import app
 from selectune.data import Message, Record
 from selectune.examples import search_effort
-from selectune.examples.search_effort import STEP, Node, Search, SearchEffort, _least_visited
+from selectune.examples.search_effort import DEPTHS, STEP, Node, Search, SearchEffort, _least_visited
 from tests.examples.test_signals import pool
 
 
@@ -31,8 +31,8 @@ class Scripted:
         return [[self.say(prompt, seed, sample) for sample in range(samples)] for prompt in prompts]
 
 
-def search(say, attempts=10):
-    return Search(Scripted(say), attempts, 0.5, 64, 0)
+def search(say, attempts=10, seed=0):
+    return Search(Scripted(say), attempts, 0.5, 64, seed)
 
 
 def number_of(prompt):
@@ -59,13 +59,14 @@ def test_without_chance_a_record_is_solved_at_once_or_never(how):
     assert getattr(made, how)(RECORDS).tolist() == [11, 1] * 4
 
 
+@pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("how", ["answers", "tree"])
-def test_more_tries_never_make_a_solved_record_harder(how):
+def test_more_tries_never_make_a_solved_record_harder(how, seed):
     def say(prompt, seed, sample):
         draw = np.random.default_rng([seed, sample, *prompt[-1].content.encode()])
         return f"Answer: {2 * number_of(prompt) if draw.random() < 0.25 else -1}" if draw.random() < 0.6 else "We go on."
 
-    few, many = getattr(search(say, 4), how)(RECORDS), getattr(search(say, 16), how)(RECORDS)
+    few, many = (getattr(search(say, attempts, seed), how)(RECORDS) for attempts in (4, 16))
     solved = few <= 4
     assert solved.any() and not solved.all() and (many > 4)[~solved].all()
     assert np.array_equal(few[solved], many[solved])
@@ -115,7 +116,7 @@ def choose(made, say, monkeypatch, **values):
 def test_the_hardest_are_kept_and_the_unsolved_where_they_are_wanted(llama_folder, monkeypatch):
     def say(prompt, seed, sample):
         n = number_of(prompt)
-        return str(2 * n) if seed // 11 + 1 == n else "none"
+        return str(2 * n) if seed // DEPTHS + 1 == n else "none"
 
     made = pool(llama_folder, RECORDS)
     first = choose(made, say, monkeypatch, count=3, attempts=6)  # records 0 and 7 are never solved

@@ -20,6 +20,8 @@ from selectune.examples.pool import Pool
 from selectune.inference.responder import Asking, Responder, responder
 
 STEP = "Solve the task one step at a time. Write only the next step, in one line. When the task is solved, write instead: Answer: ANSWER"
+ATTEMPTS, DEPTHS = 1000, 100
+"""Seeds are so far apart, whatever is set: how far a search may go does not change what is drawn on the way."""
 _ANSWERED = re.compile(r"(?i)\banswer(?:\s+is|:)|####|\\boxed")
 
 
@@ -100,7 +102,7 @@ class Search:
     def _ask(self, prompts: list[list[Message]], attempt: int, depth: int, samples: int = 1) -> list[list[str]]:
         if not prompts:
             return []
-        seed = (self.seed * self.attempts + attempt) * (self.longest + 1) + depth
+        seed = (self.seed * ATTEMPTS + attempt) * DEPTHS + depth
         return self.responder.answers(
             prompts, samples=samples, temperature=self.temperature, max_new_tokens=self.tokens, seed=seed
         )
@@ -137,7 +139,8 @@ class SearchEffort(Ranked, Asking):
     summary: ClassVar[str] = "The records whose answer takes a model most tries to find, by sampling answers or by tree search."
     departs: ClassVar[str] = (
         "Text instead of pictures; answers are matched, not judged by a model; the budget takes the hardest instead of those beyond five iterations. "
-        "Tries are sampled answers unless the tree search is asked for. Unsolved records stay, as in the paper; its code drops them."
+        "Tries are sampled answers unless the tree search is asked for. Unsolved records stay, as in the paper; its code drops them. "
+        "All that a model could say is drawn from, by temperature alone (the paper: top-p 0.9)."
     )
 
     how: Literal["answers", "search"] = "answers"
