@@ -35,12 +35,23 @@ def test_a_skipped_block_is_as_if_it_were_not_there(llama_folder):
     assert torch.allclose(logits(model), logits(plain), atol=1e-5)
 
 
+def test_the_first_steps_of_a_router_keep_every_block(llama_folder):
+    model, routers = routed(llama_folder, "first:cost=0.0")
+    optimiser = torch.optim.AdamW([value for one in routers.values() for value in one.parameters()], lr=1e-3)
+    for _ in range(3):
+        logits = model(input_ids=torch.arange(3, 20)[None], use_cache=False).logits
+        logits.logsumexp(-1).mean().backward()
+        optimiser.step()
+        assert all(float(one.decision) == 1 for one in routers.values())
+
+
 @torch.no_grad()
 def test_the_blocks_that_are_skipped_stay_the_same_while_text_is_generated(llama_folder):
     model, routers = routed(llama_folder, "first:first_blocks=1")
     generator = torch.Generator().manual_seed(1)
     for one in routers.values():
         one.weight += torch.randn(64, generator=generator)
+        one.bias.zero_()
     ids = torch.arange(3, 20)[None]
     told = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=2)
     model(input_ids=ids, use_cache=False)
@@ -84,7 +95,7 @@ def test_routers_train_first_and_stay_bit_for_bit_afterwards(tmp_path, llama_fol
     run(tmp_path / "a", llama_folder, {"method": "first", "routers": 0.5}, choose=blocks, form="first", steps=6, keep_best=True)
     for step in range(1, 6):
         changed = {name for name, value in seen[step].items() if not torch.equal(value, seen[step - 1][name])}
-        routers = {name for name in seen[0] if name.endswith("beside.weight")}
+        routers = {name for name in seen[0] if name.endswith(("beside.weight", "beside.bias"))}
         assert changed and (changed <= routers if step < 3 else not changed & routers)
     with pytest.raises(UserError, match="form 'first'"):
         run(tmp_path / "b", llama_folder, "first")

@@ -157,6 +157,17 @@ def test_the_decision_of_the_prompt_holds_while_text_is_generated(llama_folder):
     assert torch.equal(told, text)
 
 
+@pytest.mark.parametrize("blocks", [2, 12])
+def test_each_router_is_charged_the_cost_however_many_there_are(blocks, llama_folder):
+    base = load_base(llama_folder)
+    model = catalogue.create("adapters", f"mindskip:cost=0.5,blocks={blocks}").apply(base, Selection.all(base.model), 0)
+    model.train()
+    for one in attachments(model).values():
+        gate = one.gate(torch.ones(2, 7, 64), torch.nn.Identity(), {})
+        (0 * gate).sum().backward()
+        assert torch.allclose(one.weight.grad, torch.full((64,), 0.5 * 0.25))  # the slope of a sigmoid at 0
+
+
 def test_a_cost_makes_routers_skip_and_only_routers_train(llama_folder):
     kept = {}
     for cost in (0.0, 1000.0):

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from selectune.models import Base
 
 
+START = 2.0
+"""Of the routers' bias: what goes into a block is not normalised, and from 0 the first step could skip most blocks at once."""
+
+
 class FiRST(AttachedForm):
     """Routers that skip blocks, and low-rank adapters."""
 
@@ -35,7 +39,8 @@ class FiRST(AttachedForm):
     departs: ClassVar[str] = (
         "Decisions are hard in training too, with the gradient of the soft ones, and hold for a whole record. In training, in the development "
         "loss and when given answers are scored they are taken on prompt and answer, only where text is generated on the prompt alone. Of a batch "
-        "in which some records skip a block, all attend, and those that keep it go through the MLP. No code was found; the form of the cost is ours."
+        "in which some records skip a block, all attend, and those that keep it go through the MLP. No code was found; the form of the cost "
+        "is ours, and that routers start at a bias of 2, which keeps every block."
     )
     learning_rate_default: ClassVar[float] = 1e-3
     keeps_last: ClassVar[bool] = True
@@ -61,7 +66,14 @@ class FiRST(AttachedForm):
 
 
 class BlockRouter(Router):
-    """Passes on what came out of a block, or what went in."""
+    """Passes on what came out of a block, or what went in; in doubt, what came out."""
+
+    def __init__(self, width: int, cost: float) -> None:
+        super().__init__(width, cost)
+        self.bias = nn.Parameter(torch.full((1,), START))
+
+    def logits(self, states: Tensor) -> Tensor:
+        return super().logits(states) + self.bias
 
     def narrowed(self, layer: nn.Module, gate: Tensor) -> AbstractContextManager[None]:
         unit = getattr(layer, "mlp", None)

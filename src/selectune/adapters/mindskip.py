@@ -47,7 +47,7 @@ class MindSkip(AttachedForm):
     blocks: Annotated[int, Field(gt=0)] = 12
     """Blocks with a router: so many of the chosen ones, the base's last never among them."""
     cost: Annotated[float, Field(ge=0)] = 0.01
-    """Of keeping all attention, in nats; 0: no router learns to skip unless that helps."""
+    """Of keeping the attention of one block, in nats (the paper: 0.01 to 1); 0: no router learns to skip unless that helps."""
 
     def places(self, base: Base, selection: Selection) -> dict[str, Settings]:
         last = base.anatomy.blocks[-1].index
@@ -59,7 +59,7 @@ class MindSkip(AttachedForm):
             one for _, one in layer.named_modules() if getattr(one, "weight", None) is not None and one.weight.dim() == 2
         )
         width = first.weight.shape[0] if type(first).__name__.endswith("Conv1D") else first.weight.shape[1]
-        return Router(width, self.cost / self.blocks)
+        return Router(width, self.cost)
 
 
 def _place(layer: nn.Module) -> int:
@@ -89,13 +89,17 @@ class Router(Attachment):
         self.returns: int | None = None
         """Values that the layer returns in a tuple, None but for the first; 0: a tensor. None: not known before one call, or otherwise."""
 
+    def logits(self, states: Tensor) -> Tensor:
+        """Return how much speaks for keeping, at each token, ``(sequences, length)``."""
+        return states @ self.weight
+
     def decide(self, states: Tensor, positions: Tensor | None) -> Tensor:
         """Return 1 (keep) or 0 for each token of ``states``, ``(sequences, length, hidden)``; all tokens of a record alike.
 
         Args:
             positions: ``(sequences, length)``, 0 where a record begins; None: each sequence is one record.
         """
-        logits = states.float() @ self.weight
+        logits = self.logits(states.float())
         records = torch.zeros_like(logits, dtype=torch.int64)
         if positions is not None:
             records = (positions.expand(logits.shape) == 0).long().cumsum(1)

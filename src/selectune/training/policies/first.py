@@ -31,7 +31,10 @@ class FiRSTStages(Policy):
         from selectune.adapters.first import BlockRouter
 
         routers = {
-            f"{name}.beside.weight" for name, one in attachments(stage.whole.causal).items() if isinstance(one, BlockRouter)
+            f"{name}.beside.{key}"
+            for name, one in attachments(stage.whole.causal).items()
+            if isinstance(one, BlockRouter)
+            for key, _ in one.named_parameters()
         }
         if not routers:
             raise UserError(
