@@ -5,13 +5,21 @@ import pytest
 import torch
 
 from selectune.data import Message, Record
-from selectune.examples import self_scoring
+from selectune.examples import self_scoring, trained
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.judged import YesOrNo
 from selectune.examples.longest import Longest
 from selectune.examples.self_scoring import Answers, HighestLoss, InstructionFollowingDifficulty, JointRank
-from selectune.examples.trained import Learnability, OutputChange, OutputGradient, Trajectories
+from selectune.examples.trained import (
+    Learnability,
+    OutputChange,
+    OutputGradient,
+    Trajectories,
+    losses_after,
+    losses_along,
+    trained_copy,
+)
 from tests.examples.test_signals import RECORDS, pool
 from tests.tiny import save_tiny
 
@@ -63,6 +71,36 @@ def test_trajectories_begin_at_the_base(llama_folder):
     assert (
         signals["loss at checkpoint 2"].mean() < signals["loss at checkpoint 1"].mean() < signals["loss at checkpoint 0"].mean()
     )
+
+
+def test_a_trajectory_is_of_one_training_and_ends_where_it_ends(llama_folder):
+    made, once = pool(llama_folder), pool(llama_folder)
+    method = Trajectories(count=4, steps=10, checkpoints=4, learning_rate=3e-3)
+    signals = method.choose(made).signals
+    after = trained_copy(once, 10, 3e-3)
+    assert made.meter.cost.trainings == 1 and made.meter.cost.backward_tokens == once.meter.cost.backward_tokens
+    assert np.array_equal(signals["loss at checkpoint 3"], losses_after(once, after))
+    read = sum(len(piece.input_ids) for record in RECORDS for piece in made.encoder.encode(record))
+    assert made.meter.cost.forward_tokens == once.meter.cost.backward_tokens + 4 * read
+    assert losses_along(pool(llama_folder), 2, 3e-3, 6).shape == (len(RECORDS), 6)  # fewer steps than points
+
+
+def test_groups_are_a_tenth_of_the_budget_unless_they_are_given(llama_folder, monkeypatch):
+    asked, plain = [], trained.k_means
+    monkeypatch.setattr(trained, "losses_along", lambda pool, *settings: np.arange(len(pool) * 2.0).reshape(-1, 2))
+    monkeypatch.setattr(trained, "k_means", lambda points, clusters, seed: asked.append(clusters) or plain(points, 3, seed))
+    for count, given in ((25, None), (1200, None), (25, 7), (5, None)):
+        Trajectories(count=count, clusters=given, checkpoints=2).choose(pool(llama_folder, RECORDS * 130))
+    assert asked == [2, 100, 7, 1]
+
+
+def test_records_without_a_loss_are_no_group(llama_folder):
+    unread = [Record("chat", (Message("user", "lamp " * 300 + str(n)), Message("assistant", "on"))) for n in range(6)]
+    made = pool(llama_folder, [*unread, *RECORDS])
+    choice = Trajectories(count=len(RECORDS), steps=2, checkpoints=2, clusters=3).select(made)
+    assert min(choice.places) == len(unread) and "6 records have no finite loss" in made.notes[0]
+    assert np.isnan(choice.signals["cluster"][:6]).all() and np.isfinite(choice.signals["cluster"][6:]).all()
+    assert len(Trajectories(count=2, steps=2, checkpoints=2).select(pool(llama_folder, unread + RECORDS[:1])).places) == 2
 
 
 def test_difficulty_is_the_ratio_of_perplexities_and_useless_prompts_come_last(llama_folder):

@@ -31,15 +31,34 @@ def losses_after(pool: Pool, model: Any) -> Array:
     return np.array([known[key] for key in pool.keys])
 
 
-def trained_copy(pool: Pool, steps: int, learning_rate: float, records: list[Any] | None = None) -> Any:
-    """Return a copy of the base after a short training of its blocks' matrices on the pool (or on some records)."""
+def trained_copy(pool: Pool, steps: int, learning_rate: float, records: list[Any] | None = None, **looking: Any) -> Any:
+    """Return a copy of the base after a short training of its blocks' matrices on the pool (or on some records).
+
+    Args:
+        looking: ``look`` and ``look_after`` of :func:`selectune.parameters.factors.trial.trial`.
+    """
     from selectune.parameters import Selection
     from selectune.parameters.factors.targets import targets
     from selectune.parameters.factors.trial import trial
 
     by_content = [pool.records[place] for place in pool.order] if records is None else records
     chosen = Selection.of(pool.base.model, [target.name for target in targets(pool.base)])
-    return trial(pool.context(by_content), chosen, steps=steps, learning_rate=learning_rate, seed=pool.seed).model
+    return trial(pool.context(by_content), chosen, steps=steps, learning_rate=learning_rate, seed=pool.seed, **looking).model
+
+
+def losses_along(pool: Pool, steps: int, learning_rate: float, points: int) -> Array:
+    """Return each record's mean response loss at evenly spaced points of one short training on the pool, ``(records, points)``.
+
+    The first point is the base, the last the end of the training.
+    """
+    after = np.linspace(0, steps, points).round().astype(int).tolist()
+    known = {0: measure(pool, ResponseLoss())}
+
+    def look(step: int, model: Any) -> None:
+        known[step] = losses_after(pool, model)
+
+    trained_copy(pool, steps, learning_rate, look=look, look_after=set(after) - {0})
+    return np.stack([known[step] for step in after], axis=1)
 
 
 class Learnability(Ranked):
@@ -77,32 +96,38 @@ class Trajectories(ExampleMethod):
         "SmallToLarge (S2L): Scalable Data Selection for Fine-tuning Large Language Models, NeurIPS 2024, arXiv 2403.07384"
     )
     summary: ClassVar[str] = "Equal shares of clusters of loss trajectories of a proxy that is trained on the pool."
-    departs: ClassVar[str] = "The base is its own proxy, trained for a short while; groups of one source are not kept apart."
+    departs: ClassVar[str] = (
+        "The base is its own proxy; it is trained once for a short while, in which it sees only part of a large pool, and is looked at eight times "
+        "instead of ten or more. Groups of one source are not kept apart. Records without a loss belong to no group and come last (the code "
+        "calls their loss 0)."
+    )
 
-    clusters: Annotated[int, Field(gt=0)] = 50
-    """Groups (at most a tenth of the budget)."""
-    checkpoints: Annotated[int, Field(gt=1)] = 4
-    """Points of a trajectory."""
+    clusters: Annotated[int, Field(gt=0)] | None = None
+    """Groups; left out: a hundred, but at most a tenth of the budget."""
+    checkpoints: Annotated[int, Field(gt=1)] = 8
+    """Points of a trajectory: the base, then evenly along the training to its end."""
     steps: Annotated[int, Field(gt=0)] = 80
     """Of the proxy's training."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Of the proxy's training."""
 
     def choose(self, pool: Pool) -> Choice:
-        columns = [measure(pool, ResponseLoss())]
-        for point in range(1, self.checkpoints):
-            steps = max(1, round(self.steps * point / (self.checkpoints - 1)))
-            columns.append(losses_after(pool, trained_copy(pool, steps, self.learning_rate)))
-        trajectory = np.nan_to_num(np.stack(columns, axis=1))
-        count = self.about(pool)
-        labels, _ = k_means(trajectory, max(1, min(self.clusters, count // 10 or 1)), pool.seed, pool.order)
-        groups = members(labels, ranked(pool, pool.uniform("s2l")))
+        trajectory = losses_along(pool, self.steps, self.learning_rate, self.checkpoints)
+        known = np.isfinite(trajectory).all(1)
+        if not known.all():
+            pool.notes.append(f"{int((~known).sum()):,} records have no finite loss, belong to no group and come last")
+        count, by_content = self.about(pool), pool.order[known[pool.order]]
+        labels = np.full(len(pool), -1)
+        if len(by_content):
+            labels[by_content], _ = k_means(trajectory[by_content], self.clusters or max(1, min(100, count // 10)), pool.seed)
+        drawn = ranked(pool, pool.uniform("s2l"))
+        groups = members(labels, drawn[known[drawn]])  # -1 has no members
         large = [group for group in groups if len(group) > 2]
         small = [group for group in groups if len(group) <= 2]
         first = round_robin(large, fair_shares([len(group) for group in large], count)) if large else np.empty(0, np.int64)
-        places = np.concatenate([first, *small])
+        places = np.concatenate([first, *small, drawn[~known[drawn]]])
         signals = {f"loss at checkpoint {point}": trajectory[:, point] for point in range(self.checkpoints)}
-        return Choice(self.fill(pool, places), {"cluster": labels.astype(np.float64)} | signals)
+        return Choice(self.fill(pool, places), {"cluster": np.where(known, labels, np.nan)} | signals)
 
 
 class OutputGradient(Signal):

@@ -7,8 +7,8 @@ The base itself is never touched. Does not know: what is concluded from a trial.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,8 @@ def trial(
     seed: int = 0,
     prepare: Callable[[Any], None] | None = None,
     before_step: Callable[[int, dict[str, Tensor]], None] | None = None,
+    look: Callable[[int, Any], None] | None = None,
+    look_after: Collection[int] = (),
 ) -> Trial:
     """Train a copy of the base for some steps on packed records (the training records) and return it.
 
@@ -65,6 +67,8 @@ def trial(
         selection: what trains. batch: packed sequences in a step. optimiser: ``adamw`` (no decay) or ``sgd``; linear decay to zero.
         clip: largest norm of the gradient. seed: of the order of the sequences. prepare: may change the copy before training (add modules, masks).
         before_step: gets the step and what trains, gradients in place, before each step.
+        look: gets the number of steps done and the copy, to measure what it likes, after each of the numbers in ``look_after`` (0: before the
+            first); training goes on as if nobody had looked.
     """
     from selectune.objectives.cross_entropy import CrossEntropy
 
@@ -82,8 +86,13 @@ def trial(
     whole = LossOfModel(model, objective or CrossEntropy(), in_bfloat16(context))
     context.meter.count(trainings=1)
     losses = []
-    with whole.attending(rows):
+    with ExitStack() as attending:
+        attending.enter_context(whole.attending(rows))
         for step, members in zip(range(steps), _batches(len(rows), batch, seed), strict=False):
+            if look is not None and step in look_after:
+                attending.close()  # to whoever looks the copy is an ordinary model
+                look(step, model)
+                attending.enter_context(whole.attending(rows))
             inputs = stack([rows[member] for member in members])
             total = whole(**inputs)
             count = (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
@@ -96,6 +105,8 @@ def trial(
             schedule.step()
             stepper.zero_grad(set_to_none=True)
             losses.append(float(total.detach() / count))
+    if look is not None and steps in look_after:
+        look(steps, model)
     return Trial(model, trained, start, losses)
 
 
