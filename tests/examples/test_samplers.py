@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from selectune.examples.factors.determinant import greedy_determinant, log_determinant
+from selectune.examples.factors.determinant import greedy_determinant, log_determinant, log_determinant_distance
 from selectune.examples.factors.neighbours import neighbours
 from selectune.examples.factors.normalise import minimum_maximum, percentile_ranks, standard, topsis
 from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
@@ -172,6 +172,36 @@ def test_greedy_determinant_equals_slogdet_from_scratch():
     assert log_determinant(vectors[chosen], 1e-2) == pytest.approx(
         float(gains.sum() - 2 * np.log(quality[chosen]).sum()), abs=1e-2
     )
+
+
+def test_incremental_gains_are_exact_in_double_precision():
+    """Orthonormal vectors span the same in any order, log det 0; others to a millionth (vectors are kept in fp32, so exact ones are taken)."""
+    vectors = np.random.default_rng(3).integers(-3, 4, size=(20, 6)).astype(np.float32)
+    places, gains = greedy_determinant(vectors, 9, tau=0.5)
+    exact = vectors.astype(np.float64)
+    for number, gain in enumerate(gains.tolist()):
+        now, before = (log_determinant(exact[places[:end]], 0.5) if end else 0.0 for end in (number + 1, number))
+        assert gain == pytest.approx(now - before, abs=1e-6)
+    assert greedy_determinant(np.eye(5), 5, tau=1e-12)[1] == pytest.approx(np.zeros(5), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_greedy_determinant_is_near_the_optimum(seed):
+    """Of ``log det(I + L)``, which grows with every record: at least 1 - 1/e of the best set."""
+    vectors = np.random.default_rng(seed).normal(size=(8, 4))
+    places, gains = greedy_determinant(vectors, 3, tau=1.0)
+    best = max(log_determinant(vectors[list(some)], 1.0) for some in combinations(range(8), 3))
+    assert (1 - 1 / math.e) * best <= gains.sum() <= best + 1e-6
+    assert gains.sum() == pytest.approx(log_determinant(vectors[places], 1.0), abs=1e-4)
+
+
+def test_the_distance_of_a_reference_to_itself_is_none_and_repetitions_are_less_diverse():
+    vectors, source = unit(40, 8), np.random.default_rng(0)
+    places, _ = greedy_determinant(vectors, 6)
+    reference = vectors[places]
+    assert log_determinant_distance(reference, reference, source) == 0
+    whole = log_determinant_distance(vectors, reference, source)
+    assert 0 < whole < log_determinant_distance(np.repeat(vectors[:3], 14, axis=0), reference, source)
 
 
 def test_a_repetition_adds_next_to_nothing():

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from selectune.examples.factors.determinant import greedy_determinant
+from selectune.examples.factors.determinant import greedy_determinant, log_determinant_distance
 from selectune.examples.factors.signals import GradientSketch, OwnEmbedding, SentenceEmbedding, Signal
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import fair_shares, k_means, members, proportional_shares, round_robin
@@ -117,7 +117,8 @@ class ClusteredDifficulty(Clustered):
     paper: ClassVar[str] = "Data-efficient LLM Fine-tuning for Code Generation, 2025, arXiv 2504.12687"
     summary: ClassVar[str] = "The same share of every k-means group, its hardest by instruction-following difficulty."
     departs: ClassVar[str] = (
-        "all-MiniLM-L6-v2 instead of all-mpnet-base-v2. The paper's packing by length is every run's packing here."
+        "all-MiniLM-L6-v2 instead of all-mpnet-base-v2. The paper's packing by length is every run's packing here. Records that the question does "
+        "not help with (1 and more) come last in their group and are not dropped."
     )
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.4
@@ -156,7 +157,9 @@ class Determinant(Embedded):
     summary: ClassVar[str] = (
         "Greedily the records whose vectors span the largest volume (k-DPP), weighed by difficulty if asked for."
     )
-    departs: ClassVar[str] = "Sketches of adapter gradients with 1,024 dimensions; quality is instruction-following difficulty."
+    departs: ClassVar[str] = (
+        "Sketches of adapter gradients with 1,024 dimensions; quality is instruction-following difficulty, and weighs the ridge too."
+    )
 
     vectors: Literal["sentence", "base", "gradient"] = "gradient"
     """A small sentence encoder's, the base's own mean hidden state, or a sketch of the record's gradient."""
@@ -176,6 +179,8 @@ class Determinant(Embedded):
         places, gains = greedy_determinant(vectors[order], count, weight, self.tau)
         spread = np.full(len(pool), np.nan)
         spread[order[places]] = gains
+        apart = log_determinant_distance(vectors[order], vectors[order[places]], pool.generator("distance"), tau=self.tau)
+        pool.notes.append(f"as many records at random are {apart:.2f} nats a record less diverse (log-determinant distance)")
         return Choice(self.fill(pool, order[places]), {"added log-determinant": spread} | signals)
 
 

@@ -1,7 +1,8 @@
 """Diversity as a determinant: the most likely sets of a determinantal point process, greedily, and likely ones at random.
 
 Knows: the greedy maximiser of ``log det(L_S)`` for ``L = q q^T * (V V^T + tau I)``, kept in the vectors' own dimension (no n x n and no n x k
-matrix exists), the log-determinant of a set, and a draw of a k-DPP. Does not know: where vectors and qualities come from.
+matrix exists), the log-determinant of a set, how much less diverse some vectors are than others, and a draw of a k-DPP. Does not know: where
+vectors and qualities come from.
 """
 
 from __future__ import annotations
@@ -124,3 +125,20 @@ def log_determinant(vectors: Array, tau: float = 1e-3) -> float:
     count, dimension = values.shape
     small = values.T @ values if dimension < count else values @ values.T
     return float(np.linalg.slogdet(small + tau * np.eye(len(small)))[1] + max(count - dimension, 0) * np.log(tau))
+
+
+def log_determinant_distance(
+    vectors: Array, reference: Array, generator: np.random.Generator, draws: int = 5, tau: float = 1e-3
+) -> float:
+    """Return how much less diverse some vectors are than a reference of ``n``: ``(log det K_reference - log det K) / n``, nats a vector.
+
+    Of more vectors than the reference has, so many are drawn, and the mean of several draws counts (2402.02318).
+
+    Args:
+        vectors: ``(m, d)``, m at least n. reference: ``(n, d)``.
+    """
+    count = len(reference)
+    drawn = [vectors] if len(vectors) == count else [
+        vectors[generator.choice(len(vectors), count, replace=False)] for _ in range(draws)
+    ]  # fmt: skip
+    return (log_determinant(reference, tau) - float(np.mean([log_determinant(some, tau) for some in drawn]))) / count

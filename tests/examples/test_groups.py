@@ -1,0 +1,55 @@
+"""Methods that choose within groups of like records, against direct evaluation."""
+
+import numpy as np
+import pytest
+
+from selectune.data import Message, Record
+from selectune.examples import diverse
+from selectune.examples.diverse import ClusteredDifficulty, EasyAndHard
+from selectune.examples.factors.strata import k_means
+from tests.examples.test_signals import pool
+
+RECORDS = [Record("chat", (Message("user", f"What is {i}?"), Message("assistant", f"lamp {i}"))) for i in range(24)]
+
+
+@pytest.fixture
+def grouped(llama_folder, monkeypatch):
+    """Three far groups of 4, 8 and 12 records, each on a way out from its centre."""
+    source, sizes = np.random.default_rng(0), (4, 8, 12)
+    labels = np.repeat(np.arange(3), sizes)
+    vectors = np.eye(3)[labels] + 0.2 * source.normal(size=(24, 3))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    monkeypatch.setattr(diverse.Embedded, "embed", lambda self, pool: vectors)
+    made = pool(llama_folder, RECORDS)
+    found, centres = k_means(vectors, 3, made.seed, made.order)
+    assert all(len(set(found[labels == one])) == 1 for one in range(3))
+    return made, vectors, found, centres / np.linalg.norm(centres, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("easy", [1.0, 0.0, 0.5])
+def test_the_nearest_and_the_farthest_of_each_group(grouped, easy):
+    made, vectors, labels, centres = grouped
+    chosen = set(EasyAndHard(clusters=3, easy=easy, random=0.0, count=6).select(made).places.tolist())
+    distance = 1 - (vectors * centres[labels]).sum(1)
+    for label in range(3):
+        group = sorted(np.flatnonzero(labels == label), key=lambda place: distance[place])
+        wanted = {1.0: group[:2], 0.0: group[-2:], 0.5: [group[0], group[-1]]}[easy]
+        assert chosen & set(group) == set(wanted)
+
+
+def test_a_budget_beyond_the_groups_takes_them_whole(grouped):
+    assert sorted(EasyAndHard(clusters=3, easy=1.0, random=0.0, count=24).select(grouped[0]).places) == list(range(24))
+
+
+def test_the_hardest_of_each_group_in_the_groups_proportion(grouped, monkeypatch):
+    """What no context helps with (1 and more) comes last within its group."""
+    made, _, labels, _ = grouped
+    ratio = np.random.default_rng(1).uniform(0.2, 1.3, 24)
+    monkeypatch.setattr(diverse, "difficulty", lambda pool: {"instruction-following difficulty": ratio})
+    chosen = set(ClusteredDifficulty(clusters=3, count=12).select(made).places.tolist())
+    for label in range(3):
+        group = sorted(
+            np.flatnonzero(labels == label),
+            key=lambda place: (ratio[place] >= 1, -ratio[place] if ratio[place] < 1 else ratio[place]),
+        )
+        assert chosen & set(group) == set(group[: len(group) // 2])
