@@ -279,6 +279,16 @@ class Chain:
         chosen = split == "train" and self.run.has("data/chosen.jsonl")
         return records_from_file(self.run.path("data", "chosen.jsonl" if chosen else f"{split}.jsonl"))
 
+    def clean(self, records: list[Any]) -> list[Any]:
+        """Return the records that overlap with nothing that the run is measured by; all of them, unless the recipe removes such records."""
+        from selectune import data, evaluation
+
+        if self.recipe.data.contamination != "remove":
+            return records
+        settings = self.recipe.evaluation
+        texts = evaluation.benchmark_texts(settings.benchmarks, settings.data_root, settings.items)
+        return data.without_overlap(records, texts | {"target": [record.question for record in self.records("test")]})
+
     def stage(self, name: str, inputs: dict[str, Any], work: Any) -> bool:
         """Run a stage unless it is finished; its inputs include those of the stages that it builds on.
 
@@ -468,7 +478,7 @@ class Chain:
         encoded = {
             split: [piece for record in self.records(split) for piece in encoder.encode(record)] for split in ("train", "dev")
         }
-        beside = self.policy.records(self.context(base, Meter("train")))
+        beside = self.policy.records(self.context(base, Meter("train")), self.clean)
         encoded["train"] += [piece for record in beside for piece in encoder.encode(record)]
         if not encoded["train"]:
             raise UserError("every training record is longer than the context", field="data.max_length",

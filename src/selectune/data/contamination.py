@@ -51,5 +51,11 @@ class ContaminationIndex:
         return [name for name in self._grams if question in self._whole[name] or not grams.isdisjoint(self._grams[name])]
 
 
+def without_overlap(records: list[Record], texts: dict[str, list[str]]) -> list[Record]:
+    """Return the records that overlap with no evaluation set; templates are those among the records themselves."""
+    index = ContaminationIndex(texts, records)
+    return [record for record in records if not index.overlaps(record)]
+
+
 def _grams(words: list[str]) -> set[int]:
     return {hash(tuple(words[i : i + LENGTH])) for i in range(len(words) - LENGTH + 1)}

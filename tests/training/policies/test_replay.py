@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from selectune import recipe as recipes
 from selectune.errors import UserError
+from selectune.pipeline import Chain
+from selectune.run import Run
 from tests.training.policies.running import run, same
 from tests.training.policies.staged import make
 
@@ -18,22 +21,40 @@ def context(train, general, seed=0):
 @pytest.mark.parametrize(("share", "train", "count"), [(0.1, 48, 5), (0.1, 44, 4), (0.0, 50, 0), (0.5, 7, 4), (1.0, 20, 20)])
 def test_exactly_the_share_without_repetition(share, train, count):
     policy = make({"method": "replay", "share": share})
-    found = policy.records(context(train, 30))
+    found = policy.records(context(train, 30), list)
     assert len(found) == len(set(found)) == count and set(found) <= {f"g{i}" for i in range(30)}
-    assert found == policy.records(context(train, 30))
-    assert count in (0, 20) or found != policy.records(context(train, 30, seed=1))
+    assert found == policy.records(context(train, 30), list)
+    assert count in (0, 20) or found != policy.records(context(train, 30, seed=1), list)
 
 
 def test_more_than_there_are_is_refused():
     with pytest.raises(UserError, match="16 general records are asked for and there are 15"):
-        make("replay:share=0.5").records(context(32, 15))
+        make("replay:share=0.5").records(context(32, 15), list)
 
 
 def test_general_records_may_come_from_a_file(tmp_path):
     file = tmp_path / "general.jsonl"
     file.write_text("".join(f'{{"question": "What is {i}?", "answer": "Number {i}."}}\n' for i in range(9)), encoding="utf-8")
-    found = make({"method": "replay", "share": 0.5, "source": str(file)}).records(context(8, 0))
+    found = make({"method": "replay", "share": 0.5, "source": str(file)}).records(context(8, 0), list)
     assert len(found) == 4 and all(record.response.startswith("Number") for record in found)
+
+
+@pytest.mark.parametrize(("contamination", "count"), [("remove", 5), ("off", 9)])
+def test_records_that_overlap_with_the_test_set_do_not_train(contamination, count, tmp_path):
+    def write(name, rows, asked):
+        text = "".join(f'{{"question": "{asked} {i}?", "answer": "Number {i}."}}\n' for i in rows)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return str(tmp_path / name)
+
+    source, data = write("general.jsonl", range(9), "What is"), write("train.jsonl", range(20), "Who has")
+    values = {
+        "data": {"train": data, "test": write("test.jsonl", range(4), "What is"), "contamination": contamination},
+        "policy": {"method": "replay", "source": source, "share": 1.0}, "evaluation": {"benchmarks": []},
+    }  # fmt: skip
+    chain = Chain(Run.create(tmp_path / "run", recipes.parse(values)), recipes.parse(values), quiet=True)
+    chain.prepare()
+    found = chain.policy.records(context(count, 0), chain.clean)
+    assert sorted(record.question for record in found) == [f"What is {i}?" for i in range(9 - count, 9)]
 
 
 def test_the_training_itself_is_plain(tmp_path, llama_folder):

@@ -212,8 +212,12 @@ class Policy(Method, ABC):
         """Return the policy for a run that chooses its parameters by this method."""
         return self
 
-    def records(self, context: Context) -> list[Record]:
-        """Return records to train on beside those of the run."""
+    def records(self, context: Context, clean: Callable[[list[Record]], list[Record]]) -> list[Record]:
+        """Return records to train on beside those of the run.
+
+        Args:
+            clean: leaves out records that overlap with what the run is measured by, where its recipe asks for that.
+        """
         return []
 
     def settings(self, recipe: TrainingRecipe) -> TrainingRecipe:

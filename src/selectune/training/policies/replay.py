@@ -5,6 +5,7 @@ Knows: how many, and which. Does not know: where general records come from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
@@ -27,7 +28,10 @@ class Replay(Policy):
         "Replay to Remember: Continual Layer-Specific Fine-tuning for German Speech Recognition, ICANN 2023, arXiv 2307.07280"
     )
     summary: ClassVar[str] = "A share of general records is mixed into each epoch."
-    departs: ClassVar[str] = "Built-in general conversations, unless others are named; the same ones in every epoch, each once."
+    departs: ClassVar[str] = (
+        "Built-in general conversations, unless others are named; the same ones in every epoch, each once. Drift from the base is measured on the "
+        "built-in ones too: name others where forgetting is to be judged."
+    )
     acts: ClassVar[bool] = False
 
     share: Annotated[float, Field(ge=0)] = 0.1
@@ -36,8 +40,8 @@ class Replay(Policy):
     source: str | list[str] | None = None
     """Files, folders or hub ids of general records; left out: the built-in conversations (a few dozen)."""
 
-    def records(self, context: Context) -> list[Record]:
-        known = context.general if self.source is None else read_pool(self.source, {}, "policy.source")
+    def records(self, context: Context, clean: Callable[[list[Record]], list[Record]]) -> list[Record]:
+        known = context.general if self.source is None else clean(read_pool(self.source, {}, "policy.source"))
         wanted = round(self.share * len(context.train))
         if wanted > len(known):
             raise UserError(f"{wanted} general records are asked for and there are {len(known)}", field="policy.share",
