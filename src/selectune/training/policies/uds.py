@@ -36,10 +36,10 @@ class UtilityAndDiversity(Policy):
         "Learns from a quarter of each pass's records, by the nuclear norm of their logits and their novelty."
     )
     departs: ClassVar[str] = (
-        "The unit is a record, whatever the packing; candidates are those of one forward pass, of which at least one is learnt from (few "
-        "make the share coarse, one leaves no choice); padding is no part of a record; scored without dropout and before a soft cap of the logits. The "
-        "projection keeps norms, and both terms vary alike unless a weight is given (the code: 0.0025 x sqrt(vocabulary x longest record) / 2 "
-        "here). What was chosen is remembered at the end of a step, and is that of all processes."
+        "The unit is a record, whatever the packing; candidates are those of one forward pass, of which at least one is learnt from (few make "
+        "the share coarse, one leaves no choice); padding is no part of a record; scored without dropout and before a soft cap of the logits. "
+        "The projection keeps norms, and both terms vary alike unless a weight is given (the code: 0.0025 x sqrt(vocabulary x longest record) "
+        "/ 2 here). What was chosen is remembered at the end of a step, and is that of all processes."
     )
     acts: ClassVar[bool] = False
 
