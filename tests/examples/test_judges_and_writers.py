@@ -140,21 +140,38 @@ def test_records_where_the_reference_wins_are_hard_and_few_are_judged(llama_fold
     judged = choice.signals["judged hard"]
     assert np.isfinite(judged).sum() == 8 + 4 + 4
     assert all(value == (place % 2) for place, value in enumerate(judged) if np.isfinite(value))
-    assert all(place % 2 for place in choice.places)
+    groups = choice.signals["cluster"]
+    for group in set(groups):  # of each cluster the best, in proportion
+        within = np.flatnonzero(groups == group)
+        chosen = np.isin(within, choice.places)
+        assert abs(chosen.sum() - len(within) * 12 / 40) < 1
+        assert choice.signals["quality"][within[chosen]].min() >= choice.signals["quality"][within[~chosen]].max()
     hard = judged == 1
     assert choice.signals["like hard ones"][hard] == pytest.approx(1, abs=1e-5)
     assert choice.signals["quality"] == pytest.approx(
         0.7 * choice.signals["likely to be hard"] + 0.3 * choice.signals["like hard ones"]
     )
     assert only.signals["quality"] == pytest.approx(only.signals["likely to be hard"])
-    assert "that did not teach it" in made.notes[-1]
+    assert [("that did not teach it" in note) for note in made.notes] == [True]
 
 
 def test_a_judge_who_always_takes_the_first_finds_nothing_hard(llama_folder):
     with Endpoint(lambda body: "A") as there:
         settings = {"by_endpoint": there.url, "by_model": "judge", "start": 8, "rounds": 1, "longest": 4, "count": 5}
-        choice = HardRecords(**settings).select(pool(llama_folder, MIXED))
+        made = pool(llama_folder, MIXED)
+        choice = HardRecords(**settings).select(made)
     assert np.nansum(choice.signals["judged hard"]) == 0 and len(there.asked) == 16
+    assert "all of one kind" in made.notes[-1]
+
+
+def test_without_a_judge_and_a_margin_half_of_the_first_are_hard(llama_folder):
+    made = pool(llama_folder, MIXED)
+    choice = HardRecords(start=10, more=6, rounds=2, longest=6, count=3).select(made)
+    first = HardRecords(start=10, rounds=1, longest=6, count=3).select(pool(llama_folder, MIXED)).signals["judged hard"]
+    assert np.nansum(first) == 5 and np.isfinite(first).sum() == 10
+    known = np.isfinite(first)
+    assert np.array_equal(choice.signals["judged hard"][known], first[known])  # one margin for all rounds
+    assert "nats per token" in made.notes[-1] and "all of one kind" not in " ".join(made.notes)
 
 
 def test_without_a_judge_likelihoods_tell(llama_folder):
@@ -265,11 +282,22 @@ def test_what_could_not_be_written_stays_and_comes_last(llama_folder, half):
     assert set(choice.places[-len(bad) :]) == set(bad)
 
 
-def test_dropping_asks_nobody_and_takes_lonely_records_first(llama_folder):
-    choice = DynamicOptimisation(repair="drop", steps=2, count=10).select(pool(llama_folder, FEW))
-    lonely = np.flatnonzero((choice.signals["flagged: diversity"] > 0) & (choice.signals["flagged: complexity"] == 0)
-                            & (choice.signals["flagged: quality"] == 0))  # fmt: skip
-    assert set(choice.places[: len(lonely)]) == set(lonely) and list(choice.records) == FEW
+def test_dropping_leaves_flagged_records_out_and_lonely_ones_weigh_double(llama_folder):
+    made = pool(llama_folder, FEW)
+    choice = DynamicOptimisation(repair="drop", steps=2).select(made)
+    bad = (choice.signals["flagged: complexity"] + choice.signals["flagged: quality"]) > 0
+    lonely = (choice.signals["flagged: diversity"] > 0) & ~bad
+    train = choice.as_they_train(FEW)
+    assert bad.any() and lonely.any() and set(train) == set(np.flatnonzero(~bad).tolist())
+    weights = {place: record.weight for place, record in train.items()}
+    assert np.mean(list(weights.values())) == pytest.approx(1)
+    assert {round(weights[place] / min(weights.values()), 6) for place in np.flatnonzero(lonely).tolist()} == {2.0}
+    assert len({weights[place] for place in train if not lonely[place]}) == 1
+    assert f"{bad.sum()} records are left out; {lonely.sum()} that stand alone weigh double" in made.notes[-1]
+    few = DynamicOptimisation(repair="drop", steps=2, count=10).select(made)
+    assert len(few.places) == 10 and not bad[few.places].any()
+    with pytest.raises(UserError, match="no record is left"):
+        DynamicOptimisation(spread=0.0)._weights(made, np.ones(3, bool), np.zeros(3, bool))
 
 
 def test_the_tuned_model_rates_six_times(llama_folder):

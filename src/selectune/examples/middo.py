@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.data.records import Message, Record
+from selectune.errors import UserError
 from selectune.examples.factors.asking import put, questions_only
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import OwnEmbedding, ResponseLoss
@@ -72,7 +73,7 @@ class DynamicOptimisation(Asking, ExampleMethod):
     departs: ClassVar[str] = (
         "Quality is instruction-following difficulty unless the model is to rate itself; the tuned model is a short trial. A new question beside a "
         "lonely one stands in for the pool's most crowded record, so that the size stays. Records with a closed set of answers are not rewritten; "
-        "what stays flagged comes last. The base writes where no other model is named."
+        "what stays flagged comes last. The base writes where no other model is named. Where nothing is written, a lonely record weighs double."
     )
     changes: ClassVar[bool] = True
 
@@ -87,7 +88,7 @@ class DynamicOptimisation(Asking, ExampleMethod):
     quality: Literal["difficulty", "rating"] = "difficulty"
     """``difficulty``: a prompt that helps little with its response; ``rating``: the tuned model's own, from 0 to 10."""
     repair: Literal["rewrite", "drop"] = "rewrite"
-    """``drop``: nothing is written; flagged records come last, and lonely ones first."""
+    """``drop``: nothing is written; records that are too hard or of low quality are left out, lonely ones weigh double."""
     steps: Annotated[int, Field(gt=0)] = 60
     """Of the training whose model diagnoses."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -107,12 +108,26 @@ class DynamicOptimisation(Asking, ExampleMethod):
                 records, flags = self._repaired(now, writer, signs, flags, near)
                 now = pool.of(records)
         drawn, bad = pool.uniform(self.name), flags["complexity"] | flags["quality"]
-        lonely = flags["diversity"] & (writer is None)
-        order = sorted(pool.order.tolist(), key=lambda place: (bad[place], not lonely[place], drawn[place]))
+        places = self.fill(now, sorted(pool.order.tolist(), key=lambda place: (bad[place], drawn[place])))
+        signals = signs | {f"flagged: {name}": values.astype(np.float64) for name, values in flags.items()}
+        if writer is None:
+            return Choice(places, signals, weights=self._weights(pool, bad[places], flags["diversity"][places]))
         changed = [place for place, key in enumerate(now.keys) if key != pool.keys[place]]
         pool.notes.append(f"{len(changed):,} of {len(pool):,} records were written anew; {int(bad.sum()):,} stay flagged")
-        signals = signs | {f"flagged: {name}": values.astype(np.float64) for name, values in flags.items()}
-        return Choice(self.fill(now, order), signals, dict.fromkeys(changed, "written anew"), records=now.records)
+        return Choice(places, signals, dict.fromkeys(changed, "written anew"), records=now.records)
+
+    def _weights(self, pool: Pool, bad: Array, lonely: Array) -> Array:
+        """Return the weights of chosen records where nothing is written, ``(n,)``, on average 1 over those that stay.
+
+        Raises:
+            UserError: none stays.
+        """
+        if bad.all():
+            raise UserError("no record is left", field="examples.spread", expected=f"more than {self.spread:g}")
+        alone = int((lonely & ~bad).sum())
+        pool.notes.append(f"{int(bad.sum()):,} records are left out; {alone:,} that stand alone weigh double")
+        weights = np.where(bad, 0.0, 1.0 + lonely)
+        return weights / weights[~bad].mean()
 
     # -- diagnosis ---------------------------------------------------------------------------------------------------------
 
