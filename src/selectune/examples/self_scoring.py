@@ -75,6 +75,9 @@ class Compression(ExampleMethod):
     summary: ClassVar[str] = (
         "Greedily the record that keeps the compressed choice largest for its size (low compression ratio of the whole)."
     )
+    departs: ClassVar[str] = (
+        "The ratio is that of the last 32 KB of the choice, which is how far zlib looks back, with the candidate after them."
+    )
 
     first: Annotated[int, Field(gt=0)] = 10_000
     """Candidates of the first stage, by their last known ratio."""
