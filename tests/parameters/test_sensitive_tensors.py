@@ -9,12 +9,13 @@ import torch
 from selectune import catalogue
 from selectune.data import Message, Record
 from selectune.errors import UserError
+from selectune.merging.repair import repair
 from selectune.models import load_base
 from selectune.parameters import Selection
 from selectune.parameters.factors.gradients import first, rows_of
 from selectune.parameters.factors.roles import weights_by_role
 from selectune.parameters.factors.sensitivity import sensitivities
-from selectune.parameters.forgetting_prioritised import movement, repair
+from selectune.parameters.forgetting_prioritised import movement
 from selectune.parameters.greentrainer import Work, backward_share, within, work
 from selectune.parameters.quantisation_critical import rounded
 from tests.contracts.test_parameters import RECORDS, context

@@ -1,14 +1,13 @@
-"""The tensors that move most from task to task, and a repair that tunes only these, on a few records of old and new.
+"""The tensors that move most from task to task.
 
-Knows: a tensor's sensitivity, the choice of the most sensitive ones, and the repair of a trained model. Does not know: how the model was
-trained.
+Knows: a tensor's sensitivity, and the choice of the most sensitive ones. Does not know: the repair that tunes only these after a training
+(``merging/repair.py``), or the bursts of it in between (``training/policies/bursts.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -19,9 +18,6 @@ from selectune.parameters.factors.sensitivity import Sensitivity, sensitivities
 from selectune.parameters.factors.trial import trial
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
-
-if TYPE_CHECKING:
-    from selectune.data import Record
 
 
 def movement(before: Mapping[str, Tensor], after: Mapping[str, Tensor], groups: Mapping[str, Iterable[str]]) -> dict[str, float]:
@@ -34,24 +30,14 @@ def movement(before: Mapping[str, Tensor], after: Mapping[str, Tensor], groups: 
     return found
 
 
-def repair(
-    context: Context,
-    model: Any,
-    selection: Selection,
-    buffer: Sequence[Record],
-    *,
-    steps: int = 150,
-    learning_rate: float = 1e-4,
-    seed: int = 0,
-) -> Any:
-    """Return a copy of a trained model in which the selection was tuned on a buffer of general and domain records; the rest is as it was.
-
-    ``buffer`` left empty is filled with as many training records as there are general conversations, and these.
-    """
-    general = context.general
-    records = list(buffer) or [*first(context.train, len(general)), *general]
-    of_model = replace(context, base=replace(context.base, model=model))
-    return trial(of_model, selection, records=records, steps=steps, learning_rate=learning_rate, seed=seed).model
+def that_fit(scores: Mapping[str, float], sizes: Mapping[str, int], budget: int) -> list[str]:
+    """Return tensors from the highest score down, each that fits what is left of a budget of entries; ties in the given order."""
+    chosen = []
+    for name in sorted(scores, key=lambda name: -scores[name]):
+        if sizes[name] <= budget:
+            chosen.append(name)
+            budget -= sizes[name]
+    return chosen
 
 
 def mean_absolute(found: Sensitivity) -> float:
@@ -88,11 +74,8 @@ class ForgettingPrioritised(ParameterMethod):
         model, anatomy = context.base.model, context.base.anatomy
         names = [name for block in anatomy.blocks for name in block.parameters]
         budget = int(self.density * sum(anatomy.sizes[name] for name in names))
-        scores, chosen = self.scores(context, names), []
-        for name in sorted(names, key=lambda name: (-scores[name], names.index(name))):
-            if anatomy.sizes[name] <= budget:
-                chosen.append(name)
-                budget -= anatomy.sizes[name]
+        scores = self.scores(context, names)
+        chosen = that_fit(scores, anatomy.sizes, budget)
         if not chosen:
             raise UserError("no tensor is small enough for this share", field="parameters.density", expected="a larger density")
         for block in anatomy.blocks:
