@@ -152,7 +152,7 @@ def test_records_where_the_reference_wins_are_hard_and_few_are_judged(llama_fold
         0.7 * choice.signals["likely to be hard"] + 0.3 * choice.signals["like hard ones"]
     )
     assert only.signals["quality"] == pytest.approx(only.signals["likely to be hard"])
-    assert [("that did not teach it" in note) for note in made.notes] == [True]
+    assert ["that did not teach" in note for note in made.notes] == [True]
 
 
 def test_a_judge_who_always_takes_the_first_finds_nothing_hard(llama_folder):

@@ -19,7 +19,7 @@ from selectune.examples.factors.asking import put, question, questions_only
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
-from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
+from selectune.examples.factors.strata import fair_shares, k_means, members, proportional_shares, round_robin
 from selectune.examples.method import Array, Choice, ranked
 from selectune.examples.pool import Pool
 from selectune.inference.local import LocalResponder
@@ -47,14 +47,15 @@ class HardRecords(Asking, Embedded):
     )
     departs: ClassVar[str] = (
         "The classifier is a logistic one on embeddings instead of BERT. A judge sees both orders and may call a draw; without a judge a record is "
-        "hard where the base finds its own answer likelier than the reference. Clusters, rounds, sizes and alpha are ours; the "
-        "paper's are not known."
+        "hard where the reference is less likely than the base's own answer by more than is usual among the first that are judged. The "
+        "same top share of each cluster trains, so that few easy records may come with many hard ones; how the paper spreads it is not known. "
+        "Clusters, rounds, sizes and alpha are ours."
     )
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the pool that trains."""
     clusters: Annotated[int, Field(gt=0)] = 32
-    """Groups from which the first records to be judged are taken evenly."""
+    """Groups from which the first records to be judged are taken evenly, and the best ones in proportion."""
     start: Annotated[int, Field(gt=0)] = 200
     """Records that are judged at first."""
     more: Annotated[int, Field(gt=0)] = 200
@@ -63,8 +64,9 @@ class HardRecords(Asking, Embedded):
     """Of judging."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.7
     """How much the classifier counts, against likeness to hard records."""
-    margin: float = 0.0
-    """Without a judge: nats per token by which the reference must be less likely than the base's own answer."""
+    margin: float | None = None
+    """Without a judge: nats per token by which the reference must be less likely than the base's own answer; left out: the median of the first
+    round, as a greedy answer is nearly always the likelier one."""
     longest: Annotated[int, Field(gt=0)] = 128
     """Tokens of the base's own answer."""
 
@@ -75,17 +77,39 @@ class HardRecords(Asking, Embedded):
         groups = members(labels, ranked(pool, pool.uniform(self.name)))
         wanted = round_robin(groups, fair_shares([len(group) for group in groups], self.start))[: self.start]
         judge = None if self.by_endpoint is None and self.by_model is None else responder(self, pool)
-        hard = np.full(len(pool), np.nan)
+        hard, margin = np.full(len(pool), np.nan), self.margin
         for _ in range(self.rounds):
-            hard[wanted] = self._judged(pool, judge, wanted.tolist())
+            records = [pool.records[place] for place in wanted.tolist()]
+            if judge is not None:
+                hard[wanted] = self._judged(pool, judge, records)
+            else:
+                gaps = self._gaps(pool, records)
+                if margin is None and np.isfinite(gaps).any():
+                    margin = float(np.nanmedian(gaps))
+                hard[wanted] = gaps > (margin or 0.0)
             quality, signals = self._quality(pool, vectors, hard)
             wanted = np.array([place for place in ranked(pool, quality).tolist() if np.isnan(hard[place])], np.int64)[: self.more]
             if not len(wanted):
                 break
+        pool.notes += self._told(pool, vectors, hard, margin if judge is None else None)
+        groups = members(labels, ranked(pool, quality))
+        sizes = [len(group) for group in groups]
+        places = round_robin(groups, proportional_shares(sizes, self.about(pool), sizes))
+        signals = {"quality": quality, **signals, "judged hard": hard, "cluster": labels.astype(np.float64)}
+        return Choice(self.fill(pool, places), signals)
+
+    def _told(self, pool: Pool, vectors: Array, hard: Array, margin: float | None) -> list[str]:
+        """Return what a person should know of the judgements."""
+        count, judged = int(np.nansum(hard)), int(np.isfinite(hard).sum())
         right, of = self._accuracy(pool, vectors, hard)
-        pool.notes.append(f"{int(np.nansum(hard)):,} of {int(np.isfinite(hard).sum()):,} judged records are hard; the classifier is right on "
-                          f"{right:,} of {of:,} that did not teach it")  # fmt: skip
-        return Choice(self.fill(pool, ranked(pool, quality)), {"quality": quality, **signals, "judged hard": hard})
+        told = [
+            f"{count:,} of {judged:,} judged records are hard; the classifier is right on {right:,} of {of:,} that did not teach"
+        ]
+        if margin is not None:
+            told.append(f"hard are references that lose over {margin:.3g} nats per token more than the base's own answer")
+        if count in (0, judged):
+            told.append("what was judged is all of one kind, so the classifier learnt nothing: difficulty hardly counts")
+        return told
 
     # -- what a few judgements say of all ----------------------------------------------------------------------------------
 
@@ -108,15 +132,9 @@ class HardRecords(Asking, Embedded):
 
     # -- judging -----------------------------------------------------------------------------------------------------------
 
-    def _judged(self, pool: Pool, judge: Responder | None, places: list[int]) -> Array:
-        """Return 1 for hard records and 0 for others, ``(places,)``."""
-        records = [pool.records[place] for place in places]
-        rehearsal = None if pool.rehearsal is None else Rehearsal()  # what the base writes is not what is paid for
-        base = LocalResponder(pool.base, pool.encoder, pool.meter, kept_in(pool), pool.quiet, rehearsal)
-        own = [text for (text,) in base.answers([record.prompt for record in records], max_new_tokens=self.longest)]
-        if judge is None:
-            return self._less_likely(pool, records, own)
-        pairs = [(record, text, record.response) for record, text in zip(records, own, strict=True)]
+    def _judged(self, pool: Pool, judge: Responder, records: list[Record]) -> Array:
+        """Return 1 for records that a judge finds hard and 0 for others, ``(records,)``."""
+        pairs = [(record, text, record.response) for record, text in zip(records, self._own(pool, records), strict=True)]
         turned = [(record, reference, text) for record, text, reference in pairs]
         prompts = [
             put(record, COMPARED.format(question=question(record), first=one, second=other))
@@ -127,14 +145,17 @@ class HardRecords(Asking, Embedded):
         votes += np.array([(said == "A") - (said == "B") for said in verdicts[len(pairs) :]])
         return (votes > 0).astype(np.float64)
 
-    def _less_likely(self, pool: Pool, records: list[Record], own: list[str]) -> Array:
-        reference = measure(pool, ResponseLoss(), records)
-        written = measure(
-            pool,
-            ResponseLoss(),
-            [Record("chat", (*record.prompt, Message("assistant", text))) for record, text in zip(records, own, strict=True)],
-        )
-        return (reference - written > self.margin).astype(np.float64)
+    def _gaps(self, pool: Pool, records: list[Record]) -> Array:
+        """Return by how much the reference's loss is above that of the base's own answer, nats per token, ``(records,)``."""
+        own = [Record("chat", (*record.prompt, Message("assistant", text)))
+               for record, text in zip(records, self._own(pool, records), strict=True)]  # fmt: skip
+        return measure(pool, ResponseLoss(), records) - measure(pool, ResponseLoss(), own)
+
+    def _own(self, pool: Pool, records: list[Record]) -> list[str]:
+        """Return the base's own answers."""
+        rehearsal = None if pool.rehearsal is None else Rehearsal()  # what the base writes is not what is paid for
+        base = LocalResponder(pool.base, pool.encoder, pool.meter, kept_in(pool), pool.quiet, rehearsal)
+        return [text for (text,) in base.answers([record.prompt for record in records], max_new_tokens=self.longest)]
 
 
 def _taught(vectors: Array, hard: Array, places: list[int]) -> Array:
