@@ -1,4 +1,4 @@
-"""The contract of what happens after training, and the chain with it: each weight is the specialist's or the base's, but for those that a repair tunes."""
+"""The contract of what happens after training, and the chain with it: each weight is the specialist's, the base's or a repair's."""
 
 import copy
 
