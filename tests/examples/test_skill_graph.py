@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from selectune import catalogue
 from selectune.data import Message, Record
 from selectune.errors import UserError
 from selectune.examples.skill_graph import SkillGraph, graph, has, listed, merged, score, telling_phrases
@@ -93,6 +94,11 @@ def test_records_with_the_targets_skills_are_chosen(llama_folder):
     made.target = [record("🙂 1?", "12 🙂")]
     with pytest.raises(UserError, match="name no skill"):
         SkillGraph(count=2).select(made)
+
+
+def test_gradients_are_no_vectors_of_skills():
+    with pytest.raises(UserError, match=r"examples\.vectors.*'sentence' or 'base'"):
+        catalogue.create("examples", "mass:vectors=gradient")
 
 
 def test_a_model_may_name_the_skills(monkeypatch, llama_folder):

@@ -48,6 +48,8 @@ class SkillGraph(Embedded, Asking):
     )
     needs_target: ClassVar[bool] = True
 
+    vectors: Literal["sentence", "base"] = "sentence"
+    """A small sentence encoder's, or the base's own mean hidden state; the name of a skill has no gradient to compare."""
     of: Literal["question", "response", "both"] = "both"
     """Which text is embedded."""
     named_by: Literal["phrases", "model"] = "phrases"
