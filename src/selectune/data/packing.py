@@ -83,6 +83,15 @@ def record_spans(position_ids: Tensor, labels: Tensor | None = None) -> Spans:
     return [(start, end) for start, end in pairwise(starts) if sums[end] > sums[start]]
 
 
+def in_records(batch: dict[str, Tensor]) -> Tensor:
+    """Return which tokens of a batch lie in a record that is learnt, ``(sequences, length)`` bool; those of padding do not."""
+    labels = batch["labels"]
+    found = torch.zeros(labels.numel(), dtype=torch.bool)
+    for start, end in record_spans(batch["position_ids"], labels):
+        found[start:end] = True
+    return found.view(labels.shape).to(labels.device)
+
+
 def repacked(batch: dict[str, Tensor], spans: Spans, alone: bool = False) -> dict[str, Tensor]:
     """Return some records of a batch as a batch of their own, in as few and as short sequences as hold them.
 

@@ -35,6 +35,17 @@ def test_importance_is_the_slope_of_the_disagreement(architecture):
         assert (up - down) / 0.04 == pytest.approx(float(slopes[name][place]), rel=0.05), name
 
 
+def test_padding_has_no_say():
+    one, inputs = stage(), batch()
+    inputs["labels"][:, 14:] = -100
+    inputs["position_ids"][:, 14:] = torch.arange(6)
+    other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][:, 14:] = 7
+    drop = branches(one.whole.causal)
+    found = [soft_mask.disagreement(one, given, drop, 0.3) for given in (inputs, other)]
+    assert torch.equal(*found) and bool(found[0] > 0)
+
+
 def test_without_dropout_nothing_matters_and_alike_is_zero():
     one = stage()
     assert all(not value.any() for value in make("soft_mask:dropout=0,heads=true").measure(one).values())

@@ -2,13 +2,16 @@
 
 import copy
 
+import pytest
 import torch
 
 from selectune import catalogue
+from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
 from selectune.training.policies.sparse_lora import Predictor, sparse_unit
 from tests.training.policies.running import blocks, run, same
+from tests.training.policies.staged import batch, make, stage
 
 LORA = {"choose": blocks, "form": "lora:rank=4"}
 
@@ -63,7 +66,7 @@ def test_response_tokens_are_computed_in_full(llama_folder):
 
     made = unit(llama_folder)
     learnt = torch.tensor([False, False, True, False, True])
-    stage = SimpleNamespace(passing={"labels": learnt})
+    stage = SimpleNamespace(passing={"tokens": (torch.tensor([0, 1, 3]), torch.tensor([2, 4]))})
     dense = copy.deepcopy(made)
     made.forward = _thinned(made, SparseLoRA(sparsity=0.9), stage)
     states = torch.randn(1, 5, 64)
@@ -71,6 +74,30 @@ def test_response_tokens_are_computed_in_full(llama_folder):
     assert torch.allclose(found[0, learnt], whole[0, learnt], atol=1e-5)
     assert not torch.allclose(found[0, ~learnt], whole[0, ~learnt], atol=1e-1)
     assert torch.equal(made.eval()(states), whole)
+
+
+def test_padding_has_no_say_in_the_channels(llama_folder, monkeypatch):
+    seen = []
+    channels = Predictor.channels
+    monkeypatch.setattr(
+        Predictor, "channels", lambda self, states, sparsity: [seen.append(len(states)), channels(self, states, sparsity)][1]
+    )
+    base = load_base(llama_folder)
+    one = stage(catalogue.create("adapters", "lora:rank=4").apply(base, Selection.all(base.model), 0), everything=False)
+    policy = make("sparse_lora:dense_steps=0,dense_blocks=0")
+    policy.begin(one)
+    inputs = batch(1)
+    inputs["labels"][0, 14:] = -100
+    inputs["position_ids"][0, 14:] = torch.arange(6)  # padding is a record of its own
+    one.whole.train()
+    policy.loss(one, inputs, lambda: one.whole(**inputs)).backward()
+    assert seen == [4] * 4  # the token before the first of the response predicts it
+
+
+@pytest.mark.parametrize("form", ["lora:dropout=0.1", "lora:magnitude=true"])
+def test_adapters_with_more_than_factors_are_refused(form, tmp_path, llama_folder):
+    with pytest.raises(UserError, match="knows no dropout"):
+        run(tmp_path, llama_folder, "sparse_lora:dense_blocks=0", choose=blocks, form=form)
 
 
 def test_without_sparsity_it_is_lora_and_with_it_the_adapters_still_train(tmp_path, llama_folder):

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from selectune.data.packing import in_records
 from selectune.models.anatomy import Block
 from selectune.training.policies.dropout import branches, dropping
 from selectune.training.policies.masked import Masked
@@ -60,7 +61,7 @@ class SoftMask(Masked):
                 gradients = torch.autograd.grad(
                     0.1 * disagreement(stage, batch, drop, self.dropout, number), list(ones.values()), allow_unused=True
                 )
-            tokens += batch["input_ids"].numel()
+            tokens += int(in_records(batch).sum())
             for name, gradient in zip(ones, gradients, strict=True):
                 raw[name] = raw.get(name, 0) + (torch.zeros_like(ones[name]) if gradient is None else gradient)
         scaled = {name: normalised(value / tokens) for name, value in raw.items()}
@@ -96,14 +97,14 @@ def normalised(raw: Tensor) -> Tensor:
 
 
 def disagreement(stage: Stage, batch: Batch, drop: list[nn.Module], share: float, number: int = 0) -> Tensor:
-    """Return the divergence of a second dropout pass from a first, a mean over tokens."""
-    said = []
+    """Return the divergence of a second dropout pass from a first, a mean over the records' tokens."""
+    said, meant = [], in_records(batch)
     for sub_network in (0, 1):
         source = stage.generator(f"soft/{number}/{sub_network}")
         with dropping(drop if share else [], share, source):
             states = stage.states(batch)
         with stage.autocast():
-            said.append(stage.whole.split.logits(states).float().log_softmax(-1).flatten(0, 1))
+            said.append(stage.whole.split.logits(states[meant]).float().log_softmax(-1))
     return functional.kl_div(said[0], said[1], reduction="batchmean", log_target=True)
 
 

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from selectune.data.packing import in_records
 from selectune.errors import UserError
 from selectune.parameters.factors.allocation import best
 from selectune.training.policies.low_rank import factors
@@ -48,24 +49,28 @@ class SparseLoRA(Policy):
         factors(stage, self.name)
         blocks = stage.anatomy.blocks
         edge = round(self.dense_blocks * len(blocks))
-        stage.passing["labels"] = None
+        stage.passing["tokens"] = None
         for block in blocks[edge : len(blocks) - edge]:
             unit: Any = stage.whole.causal.get_submodule(block.prefix).get_submodule("mlp")
             if any(not hasattr(unit, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
                 raise UserError(
                     "the MLPs of this base are not gated", field="policy", expected="a base such as Llama, Qwen or Mistral"
                 )
+            for layer in (unit.gate_proj, unit.up_proj, unit.down_proj):
+                _check(layer)
             unit.forward = _thinned(unit, self, stage)
 
     def loss(self, stage: Stage, batch: Batch, plain: Callable[[], Tensor]) -> Tensor:
         sparse = self.sparsity > 0 and stage.step >= self.dense_steps * stage.steps
         learnt = batch["labels"] != -100
         learnt[:, :-1] |= learnt[:, 1:].clone()  # the state that predicts a response token is at the token before
-        stage.passing["labels"] = learnt.reshape(-1) if sparse else None
+        context = in_records(batch) & ~learnt
+        both = tuple(places.reshape(-1).nonzero().squeeze(-1) for places in (context, learnt))
+        stage.passing["tokens"] = both if sparse else None
         try:
             return plain()
         finally:
-            stage.passing["labels"] = None
+            stage.passing["tokens"] = None
 
 
 class Predictor:
@@ -98,18 +103,32 @@ def _base(layer: Any) -> Any:
     return getattr(layer, "base_layer", layer)
 
 
+def _check(layer: Any) -> None:
+    """Refuse what the way through some channels does not compute.
+
+    Raises:
+        UserError: the layer's adapter has dropout or magnitudes, or its weight is quantised.
+    """
+    dropout = any(getattr(one, "p", 0) for one in getattr(layer, "lora_dropout", nn.ModuleDict()).values())
+    if dropout or len(getattr(layer, "lora_magnitude_vector", ())) or not _base(layer).weight.is_floating_point():
+        raise UserError(
+            "'sparse_lora' knows no dropout, magnitudes or quantised weights", field="form",
+            expected="form: lora, with `dropout: 0` and `magnitude: false`",
+        )  # fmt: skip
+
+
 def _thinned(unit: Any, policy: SparseLoRA, stage: Stage) -> Callable[[Tensor], Tensor]:
     predictor = Predictor(unit, policy.rank)
     dense = type(unit).forward
 
     def forward(states: Tensor) -> Tensor:
-        learnt = stage.passing["labels"]
-        if learnt is None or not unit.training or bool(learnt.all()):
+        tokens = stage.passing["tokens"]
+        if tokens is None or not unit.training or not len(tokens[0]):
             return dense(unit, states)
+        context, response = tokens
         flat = states.reshape(-1, states.shape[-1])
-        context, response = (~learnt).nonzero().squeeze(-1), learnt.nonzero().squeeze(-1)
         thin = sparse_unit(unit, flat[context], predictor.channels(flat[context], policy.sparsity))
-        found = thin.new_empty(len(flat), thin.shape[-1]).index_copy(0, context, thin)
+        found = thin.new_zeros(len(flat), thin.shape[-1]).index_copy(0, context, thin)  # padding gets nothing
         if len(response):
             found = found.index_copy(0, response, dense(unit, flat[response]).to(thin.dtype))
         return found.view_as(states)
