@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from selectune.data import Message, Record
-from selectune.examples import self_scoring, trained
+from selectune.examples import judged, self_scoring, trained
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
-from selectune.examples.judged import YesOrNo
+from selectune.examples.judged import NO, YES, YesOrNo
 from selectune.examples.longest import Longest
 from selectune.examples.self_scoring import Answers, HighestLoss, InstructionFollowingDifficulty, JointRank
 from selectune.examples.trained import (
@@ -71,6 +71,25 @@ def test_trajectories_begin_at_the_base(llama_folder):
     assert (
         signals["loss at checkpoint 2"].mean() < signals["loss at checkpoint 1"].mean() < signals["loss at checkpoint 0"].mean()
     )
+
+
+def test_learnability_is_measured_by_who_has_not_seen_the_record(llama_folder, monkeypatch):
+    seen, plain = [], trained.trained_copy
+
+    def listening(pool, steps, learning_rate, records=None):
+        seen.append({record.key for record in records})
+        return plain(pool, steps, learning_rate, records)
+
+    monkeypatch.setattr(trained, "trained_copy", listening)
+    made = pool(llama_folder, [*RECORDS, RECORDS[3]])
+    after = Learnability(steps=20, learning_rate=3e-3, shortest=0).score(made)["loss after"]
+    assert not seen[0] & seen[1] and seen[0] | seen[1] == set(made.keys) and abs(len(seen[0]) - len(seen[1])) <= 1
+    for known in seen:
+        others = [place for place, key in enumerate(made.keys) if key not in known]
+        tuned = plain(made, 20, 3e-3, [made.records[place] for place in made.order if made.keys[place] in known])
+        assert np.allclose(after[others], losses_after(made, tuned)[others], rtol=1e-3)
+    monkeypatch.undo()  # one record, twice, has no other half
+    assert np.isfinite(Learnability(steps=2).score(pool(llama_folder, RECORDS[:1] * 2))["loss after"]).all()
 
 
 def test_a_trajectory_is_of_one_training_and_ends_where_it_ends(llama_folder):
@@ -169,12 +188,39 @@ def test_yes_against_no_is_a_sigmoid_of_summed_spellings(llama_folder):
     piece = signal._prompt(worker, RECORDS[2], 0)
     with torch.no_grad():
         logits = made.base.model(input_ids=torch.tensor([piece.input_ids]), use_cache=False).logits[0, -1].double()
-    from selectune.examples.judged import NO, YES
-
     odds = [torch.logsumexp(logits[signal._tokens(worker, words)], 0) for words in (YES, NO)]
     assert found[2] == pytest.approx(float(1 / (1 + torch.exp(odds[1] - odds[0]))), rel=1e-3)
     two = measure(made, YesOrNo(questions=("Is it about lamps?", "Is it clear?")))
     assert (two <= found + 1e-9).all()
+
+
+def test_the_second_question_is_asked_after_a_yes_to_the_first(llama_folder):
+    worker = pool(llama_folder).worker()
+    signal = YesOrNo(questions=("Is it about lamps?", "Is it clear?"))
+    first, second = (worker.base.tokenizer.decode(signal._prompt(worker, RECORDS[2], asked).input_ids) for asked in range(2))
+    assert first.endswith("assistant\n1.") and second.endswith("assistant\n1. YES\n2.")
+    assert all("1. Is it about lamps?\n2. Is it clear?" in text for text in (first, second))
+
+
+def test_the_score_of_no_is_what_yes_leaves(llama_folder, monkeypatch):
+    worker, signal = pool(llama_folder).worker(), YesOrNo(questions=("Is it about lamps?",))
+    found = signal.measure(worker, RECORDS[:4])
+    monkeypatch.setattr(judged, "YES", judged.NO)
+    monkeypatch.setattr(judged, "NO", YES)
+    assert signal.measure(worker, RECORDS[:4]) == pytest.approx(1 - found)
+
+
+def test_a_judge_reads_the_first_4096_characters_where_its_context_holds_them(llama_folder):
+    worker = pool(llama_folder).worker()
+    signal = YesOrNo(questions=("Is it about lamps?",))
+    long = answers("Which?", "lamp " * 150)[0]
+    ids = signal._prompt(worker, long, 0).input_ids
+    assert worker.encoder.max_length < len(ids) < 256 and worker.base.tokenizer.decode(ids).count("lamp ") == 150
+    assert signal.measure(worker, [long, RECORDS[0]])[1] == pytest.approx(signal.measure(worker, RECORDS[:1])[0], rel=1e-4)
+    texts, encode = [], worker.encoder.prompt_ids
+    worker.encoder.prompt_ids = lambda messages: texts.append(messages[0].content) or encode(messages)
+    assert len(signal._prompt(worker, answers("q", "q" * 5000)[0], 0).input_ids) == 256
+    assert texts[0].split("\n\n")[1] == "q\n" + "q" * 4094
 
 
 def test_compression_is_of_the_concatenation(llama_folder):

@@ -22,6 +22,7 @@ from selectune.examples.method import Array, Ranked
 from selectune.examples.pool import Pool
 from selectune.inference.responder import Asking, responder
 from selectune.models import load_base
+from selectune.models.anatomy import context_length
 
 YES, NO = ("YES", "Yes", "yes", " YES", " Yes", " yes"), ("NO", "No", "no", " NO", " No", " no")
 
@@ -31,7 +32,7 @@ class YesOrNo(Signal):
 
     shown: ClassVar[str] = "yes or no"
     questions: tuple[str, ...]
-    characters: int = 2048
+    characters: int = 4096
     """Of the record that are shown."""
     judge: str = ""
     """The judge's name, where it is not the base."""
@@ -55,7 +56,7 @@ class YesOrNo(Signal):
         )
         begun = "".join(f"{number + 1}. YES\n" for number in range(asked)) + f"{asked + 1}."
         ids = worker.encoder.prompt_ids((Message("user", text),)) + worker.encoder.response_ids(begun)
-        ids = ids[-worker.encoder.max_length :]
+        ids = ids[-context_length(worker.base.model) :]
         return Encoded(ids, [-100] * len(ids))
 
     @staticmethod
