@@ -8,12 +8,12 @@ import pytest
 from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
 from selectune.examples import Pool
-from selectune.examples.factors.asking import alike, answered, choice_of, final, same
+from selectune.examples.factors.asking import alike, answered, choice_of, final, question, same
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.llkd import LearningWithLess, OfLabels, Thresholds, _most_given, entropy
-from selectune.examples.robust_ft import RobustFineTuning
+from selectune.examples.robust_ft import DIRECT, REASONED, RobustFineTuning
 from selectune.examples.semi_evol import SemiSupervised
 from selectune.models import load_base
 from tests.contracts.test_examples import no_download  # noqa: F401
@@ -151,6 +151,24 @@ def test_a_model_that_says_nothing_changes_nothing(llama_folder):
     with Endpoint(lambda body: "") as there:
         choice = RobustFineTuning(by_endpoint=there.url, by_model="large", fraction=1.0).select(pool(llama_folder, NOISY))
     assert list(choice.records) == NOISY and np.isposinf(choice.signals["doubt"]).all() and len(choice.places) == 12
+
+
+def test_a_model_here_agrees_with_choices_that_are_its_likeliest(llama_folder):
+    def asked(number):
+        messages = (Message("user", f"What is on at fault {number}?"), Message("assistant", LABELS[number % 3]))
+        return Record("choice", messages, choices=LABELS, answer=number % 3)
+
+    made = pool(llama_folder, [asked(number) for number in range(9)])
+    choice = RobustFineTuning(longest=6, fraction=1.0).select(made)
+    for place, record in enumerate(made.records):
+        best = []
+        for form in (DIRECT, REASONED):
+            before = made.encoder.prompt_ids((Message("user", form.format(question=question(record))),))
+            said = [made.encoder.response_ids(label) for label in LABELS]
+            losses = [len(ids) * own_loss(made.base, before + ids, [-100] * len(before) + ids) for ids in said]
+            best.append(int(np.argmin(losses)))
+        assert choice.signals["agreed"][place] == (best == [record.answer] * 2)
+    assert 0 < choice.signals["agreed"].sum() < 9
 
 
 def test_neighbours_are_clean_ones(llama_folder):

@@ -6,6 +6,7 @@ Does not know: who answers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -18,8 +19,10 @@ from selectune.examples.factors.asking import FORMAT, answered, final, put, ques
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import ResponseLoss, Worker
 from selectune.examples.factors.store import measure
+from selectune.examples.llkd import OfLabels
 from selectune.examples.method import Array, Choice
 from selectune.examples.pool import Pool
+from selectune.inference.local import LocalResponder
 from selectune.inference.responder import Asking, Responder, responder
 from selectune.models.anatomy import context_length
 
@@ -66,7 +69,8 @@ class RobustFineTuning(Asking, Embedded):
     departs: ClassVar[str] = (
         "A budget ends the order clean, relabelled (surest first), doubtful as they were; the paper drops the doubtful. Where the run's base "
         "answers for itself, the doubtful come before the relabelled: what it does not know is not taken for noise. Answers agree when the words "
-        "of one are among the other's. The run's base judges how likely an answer is, also where an endpoint or another model gave it."
+        "of one are among the other's; where a model on this machine answers, a record's own choice must be the likeliest instead. The run's "
+        "base judges how likely an answer is, also where an endpoint or another model gave it."
     )
     changes: ClassVar[bool] = True
 
@@ -84,13 +88,15 @@ class RobustFineTuning(Asking, Embedded):
     def choose(self, pool: Pool) -> Choice:
         questions_only(pool.records, self.name)
         made = responder(self, pool)
-        everyone = pool.order.tolist()
-        direct, reasoned = (_finals(self._ask(made, pool, form, everyone)) for form in (DIRECT, REASONED))
-        agreed = {
-            place for place in everyone
+        everyone, likeliest = pool.order.tolist(), self._likeliest(made, pool)
+        written = [place for place in everyone if place not in likeliest]
+        direct, reasoned = (_finals(self._ask(made, pool, form, written)) for form in (DIRECT, REASONED))
+        agreed = {place for place, own in likeliest.items() if own} | {
+            place for place in written
             if all(same(pool.records[place], said[place], pool.records[place].response) for said in (direct, reasoned))
         }  # fmt: skip
         clean, noisy = ([place for place in everyone if (place in agreed) == wanted] for wanted in (True, False))
+        reasoned |= _finals(self._ask(made, pool, REASONED, [place for place in noisy if place in likeliest]))
         examples = self._examples(pool, clean, noisy)
         beside = self._ask(made, pool, BESIDE if clean else DIRECT, noisy, examples=examples)
         last = _finals(self._ask(made, pool, REVIEW, noisy, reasoned=reasoned, beside=_finals(beside)))
@@ -113,6 +119,26 @@ class RobustFineTuning(Asking, Embedded):
         reasons = dict.fromkeys(clean, "the model gives the same answer") | dict.fromkeys(sure, "answered anew")
         signals = {"agreed": np.array([float(place in agreed) for place in range(len(pool))]), "doubt": doubt}
         return Choice(self.fill(pool.of(records), order), signals, reasons, records=records)
+
+    def _likeliest(self, made: Responder, pool: Pool) -> dict[int, bool]:
+        """Return, by place, of which records with choices their own is the likeliest when asked for directly and with reasoning.
+
+        None are looked at where the likelihoods of whoever answers cannot be had.
+        """
+        listed = [place for place in pool.order.tolist() if pool.records[place].choices]
+        if not listed or not isinstance(made, LocalResponder):
+            return {}
+        answering = replace(pool, load_base=lambda: made.base, make_encoder=lambda words: made.encoder)
+        records = [pool.records[place] for place in listed]
+        own = np.ones(len(listed), dtype=bool)
+        for form in (DIRECT, REASONED):
+            asked = [
+                replace(record, messages=(*put(record, form.format(question=question(record))), record.messages[-1]))
+                for record in records
+            ]
+            best = measure(answering, OfLabels(model=self.by_model or ""), asked)[:, 0]
+            own &= best == np.array([record.answer for record in records])
+        return dict(zip(listed, own.tolist(), strict=True))
 
     def _ask(self, made: Responder, pool: Pool, form: str, places: list[int], **filled: dict[int, str]) -> dict[int, Record]:
         """Return what is asked of some records and said, as conversations by place; ``filled`` are more parts of the form, by place."""
