@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from selectune import recipe as recipes
+from selectune.pipeline import Chain
+from selectune.run import Run
 from selectune.training.policies import zeroth_order
 from tests.tiny import tiny
 from tests.training.policies.running import blocks, run, same
@@ -81,6 +84,12 @@ def test_no_sparsity_is_plain_and_micro_batches_add_up(tmp_path, llama_folder):
     moved = torch.cat([(whole.after[name] - whole.base[name]).view(-1) for name in whole.selection.names()])
     apart = torch.cat([(whole.after[name] - parts.after[name]).view(-1) for name in whole.selection.names()])
     assert apart.norm() < 0.02 * moved.norm()
+
+
+@pytest.mark.parametrize(("given", "rate"), [({}, 3e-6), ({"training": {"learning_rate": 1e-3}}, 1e-3)])
+def test_where_no_rate_is_named_it_is_one_that_such_steps_bear(given, rate, tmp_path):
+    chain = Chain(Run(tmp_path), recipes.parse({"policy": "zeroth_order", "form": "lora", **given}), quiet=True)
+    assert chain.training.training.learning_rate == rate
 
 
 def test_the_loss_falls_without_a_gradient(tmp_path, llama_folder):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from selectune.training.policies.policy import Batch, Policy, Stage
+
+if TYPE_CHECKING:
+    from selectune.recipe import TrainingRecipe
 
 
 class ZerothOrder(Policy):
@@ -28,14 +31,22 @@ class ZerothOrder(Policy):
     summary: ClassVar[str] = "Two forward passes a step and no gradients: the memory of inference."
     departs: ClassVar[str] = (
         "The weights are perturbed in place in fp32 and the mask, one byte an entry, is kept for the step. Plain steps along the direction: "
-        "no optimiser, no clipping, no decay. Wants a learning rate of 1e-6 to 1e-5."
+        "no optimiser, no clipping, no decay. Where a recipe names no learning rate it is 3e-6, in the middle of what weights of a model of this "
+        "size bear. Sparsity is off unless asked for: `small_weights` would be thinned out twice, and factors of adapters that start at zero "
+        "would be left out for good."
     )
     own_gradients: ClassVar[bool] = True
+    usual_rate: ClassVar[float] = 3e-6
+    """The peak learning rate where a recipe names none."""
 
     epsilon: Annotated[float, Field(gt=0)] = 1e-3
     """Distance to either side."""
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each tensor, its largest weights at the beginning, above which weights are left out (the paper: 0.5 to 0.8); 0: MeZO."""
+
+    def settings(self, recipe: TrainingRecipe) -> TrainingRecipe:
+        found = super().settings(recipe)
+        return found if found.learning_rate else found.model_copy(update={"learning_rate": self.usual_rate})
 
     def begin(self, stage: Stage) -> None:
         stage.passing["limits"] = {name: limit(value.detach(), self.sparsity) for name, value in stage.parameters.items()}
