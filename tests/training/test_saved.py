@@ -26,15 +26,12 @@ def found(base, rows, trains):
     return saved_bytes(SplitModel(base.model), rows, rows[:1], False)
 
 
-def test_every_frozen_kind_of_module_lowers_the_count_and_changes_no_gradient_of_the_others(base, rows):
-    kinds = ["down_proj", "o_proj", "layernorm"]
-    before = found(base, rows, lambda name: "embed" not in name).total()
-    for count in range(1, len(kinds) + 1):
-        now = found(base, rows, lambda name, frozen=kinds[:count]: not any(kind in name for kind in [*frozen, "embed"])).total()
-        assert now <= before
-        before = now
+@pytest.mark.parametrize("kinds", [["o_proj"], ["down_proj"], ["gate_proj", "up_proj"], ["q_proj", "k_proj", "v_proj"]])
+def test_a_frozen_layer_keeps_no_input(kinds, base, rows):
+    """The attention's output is kept for what trains behind it alone; the inputs of other layers (of norms, of the gated unit) are computed again."""
     everything = found(base, rows, lambda name: "embed" not in name).total()
-    assert before < everything
+    left = found(base, rows, lambda name: not any(kind in name for kind in [*kinds, "embed"])).total()
+    assert left < everything if kinds == ["o_proj"] else left == everything
 
 
 def test_one_trained_matrix_keeps_its_input_once_and_nothing_else(base, rows):
@@ -45,7 +42,7 @@ def test_one_trained_matrix_keeps_its_input_once_and_nothing_else(base, rows):
     assert size == len(rows[0]["input_ids"]) * base.model.config.intermediate_size * 4
 
 
-def test_frozen_blocks_below_keep_nothing_and_the_upper_gradients_are_those_of_the_whole(base, rows):
+def test_frozen_blocks_below_keep_nothing(base, rows):
     kept = found(base, rows, lambda name: "layers.1." in name)
     assert not [name for name in kept if "layers.0." in name]
     assert kept.total() > 0
