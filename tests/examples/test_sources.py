@@ -172,6 +172,21 @@ def test_whole_sources_are_kept(llama_folder):
     assert len({records[place].source for place in more[12:]}) == 1
 
 
+def test_sources_that_are_no_better_than_none_are_named(llama_folder, monkeypatch):
+    worth = {"foxes": 0.4, "lamps": 0.6, "paris": 0.5}
+    monkeypatch.setattr(sources, "transfer", lambda *given: {NONE: 0.5, **worth})
+    made = pool(llama_folder, mixed(), target=TARGET)
+    IntermediateTasks(ranking="few_shot", keep=2, count=12).select(made)
+    assert made.notes == [
+        "no better than training on the target alone: foxes, paris",
+        "kept: lamps, paris; left: foxes (by few_shot)",
+    ]
+    made.notes.clear()
+    worth.update(foxes=0.7, paris=0.7)
+    IntermediateTasks(ranking="few_shot", keep=2, count=12).select(made)
+    assert len(made.notes) == 1
+
+
 @pytest.fixture
 def files(tmp_path):
     for name, some in (*THREE.items(), ("target", TARGET)):

@@ -55,7 +55,7 @@ def distances(
     vectors: Literal["base", "sentence"] = "base",
     trying: Trying | None = None,
 ) -> dict[str, float]:
-    """Return how far each source is from a target; what is low ranks first.
+    """Return how far each source is from a target; what is low ranks first. ``few_shot`` notes those that are no better than none.
 
     Args:
         pool: lends its base. sources: name -> its records, or a sample of them (``size`` counts what is given).
@@ -67,7 +67,11 @@ def distances(
     if by == "task_embedding":
         return _by_task_embedding(pool, sources, target, trying)
     if by == "few_shot":
-        return {name: -score for name, score in transfer(pool, sources, target, trying).items() if name != NONE}
+        found = transfer(pool, sources, target, trying)
+        alone = found.pop(NONE)
+        if useless := [name for name, score in found.items() if score <= alone]:
+            pool.notes.append(f"no better than training on the target alone: {', '.join(useless)}")
+        return {name: -score for name, score in found.items()}
     if by in divergence.OF_WORDS:
         wanted = divergence.words(text_of(record, "question") for record in target)
         found = {}
@@ -239,7 +243,8 @@ class IntermediateTasks(WholeSources):
     )
     departs: ClassVar[str] = (
         "Means leave each text's first token out (it dominates a causal model's); Fisher information is squared record by record, where the paper's "
-        "code squares the gradient of a batch; a short training of the blocks stands for trained adapters."
+        "code squares the gradient of a batch, and is of weights alone, not of layers' outputs; a short training of the blocks stands for trained "
+        "adapters. A kept source that is no better than none (known by few_shot alone) is named and still kept."
     )
 
     ranking: Ranker = "text_embedding"
