@@ -67,24 +67,41 @@ class Learnability(Ranked):
     name: ClassVar[str] = "lobass"
     family: ClassVar[str] = "quality"
     paper: ClassVar[str] = "LoBaSS: Gauging Learnability in Supervised Fine-tuning Data, 2023, arXiv 2310.13008"
-    summary: ClassVar[str] = "The largest loss drop, relative to the base's loss, after a short training on the pool."
+    summary: ClassVar[str] = (
+        "The largest loss drop, relative to the base's loss, after a short training on the other half of the pool."
+    )
     departs: ClassVar[str] = (
-        "The drop is divided by the base's loss (the paper's normaliser is not known for sure); the tuned model is a short trial; responses of fewer "
-        "than eight tokens come last."
+        "The drop is divided by the base's loss (the paper's normaliser is not known for sure). Two models are tuned, each on one half of the "
+        "pool, and a record is measured by the one that has not seen it (the paper tunes one on all, which rewards what is memorised). They are "
+        "short trials, which see only part of a large pool. Responses of fewer than eight tokens come last."
     )
 
     steps: Annotated[int, Field(gt=0)] = 60
-    """Of the short training."""
+    """Of each short training."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Of the short training."""
+    """Of each short training."""
     shortest: Annotated[int, Field(ge=0)] = 8
     """Response tokens below which a loss is too uncertain to count."""
 
     def score(self, pool: Pool) -> dict[str, Array]:
         before = measure(pool, ResponseLoss())
-        after = losses_after(pool, trained_copy(pool, self.steps, self.learning_rate))
+        after = self._crossed(pool)
         drop = (before - after) / np.maximum(before, 1e-3)
         return {"learnability": np.where(pool.tokens >= self.shortest, drop, drop - 1e3), "loss": before, "loss after": after}
+
+    def _crossed(self, pool: Pool) -> Array:
+        """Return each record's loss after a training on the other half of the pool (on all, where that has nothing to learn).
+
+        Equal records are in one half.
+        """
+        half = np.unique(pool.keys, return_inverse=True)[1] % 2
+        after = np.empty(len(pool))
+        for own in np.unique(half):
+            others = [pool.records[place] for place in pool.order.tolist() if half[place] != own and pool.tokens[place]]
+            tuned = trained_copy(pool, self.steps, self.learning_rate, others or None)
+            measured = np.flatnonzero(half == own)
+            after[measured] = losses_after(pool.of([pool.records[place] for place in measured.tolist()]), tuned)
+        return after
 
 
 class Trajectories(ExampleMethod):
