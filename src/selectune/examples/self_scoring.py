@@ -152,7 +152,9 @@ class Answers(AmongAnswers):
     summary: ClassVar[str] = (
         "For each question the answer that the base finds most likely; then, by the same score, as many as the budget holds."
     )
-    departs: ClassVar[str] = "A budget below the number of questions is the paper's plus a ranking by the same score."
+    departs: ClassVar[str] = (
+        "A budget below the number of questions is the paper's plus a ranking by the same score. Wrong and repetitive answers are not dropped first."
+    )
 
     keep: Literal["likeliest", "unlikeliest"] = "likeliest"
     """``unlikeliest`` is the control."""

@@ -77,7 +77,8 @@ class Tagged(Asking, Embedded):
     )
     summary: ClassVar[str] = "Complexity-first diverse sampling over tags."
     departs: ClassVar[str] = (
-        "Unless a model is asked, tags are clusters at three scales, the question's first words and the answer's form. Asked tags are not stemmed."
+        "Unless a model is asked, tags are clusters at three scales, the question's first words and the answer's form. Asked tags are not stemmed. "
+        "Records without tags, which the paper never takes, fill a budget that is larger than the tagged ones."
     )
 
     tagger: Literal["form", "model"] = "form"
