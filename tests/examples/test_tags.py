@@ -5,8 +5,11 @@ import pytest
 
 from selectune.data import Message, Record
 from selectune.examples import Pool
-from selectune.examples.tags import RareFirst, quotas_filled, tags
+from selectune.examples.method import ranked
+from selectune.examples.tags import RareFirst, Strata, quotas_filled, tags
 from tests.examples.words import words  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("words")
 
 
 def record(question, answer):
@@ -24,7 +27,7 @@ PUMPS = [record("How many pumps?", f"- {n} of them") for n in range(6)]
 
 @pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("budget", [20, 40])
-def test_every_tag_with_enough_records_gets_its_share_even_of_equal_vectors(words, budget, seed):  # noqa: F811
+def test_every_tag_with_enough_records_gets_its_share_even_of_equal_vectors(budget, seed):
     made = pool(MANY + LAMPS + PUMPS, seed)
     method = RareFirst(count=budget, scales=(3,))
     vectors = method.embed(made)
@@ -45,3 +48,23 @@ def test_quotas_rise_until_the_budget_is_used():
         chosen = quotas_filled(vectors, rare_first, budget, 0)
         assert budget <= len(chosen) == len(set(chosen)) and (budget > 4 or set(chosen) <= set(range(4)))
     assert len(quotas_filled(vectors, rare_first[:2], 40, 0)) == 12  # all there is
+
+
+TOLD = [record(f"Why {'pump ' * (n % 5)}and {'valve ' * (n % 7)}?", "It is so.") for n in range(30)]
+
+
+def test_one_skill_in_one_style_is_the_plain_top():
+    made = pool(TOLD)
+    for count in (1, 7, 20):
+        choice = Strata(clusters=1, count=count).select(made)
+        assert choice.places.tolist() == ranked(made, choice.signals["closeness"])[:count].tolist()
+
+
+def test_what_a_small_style_cannot_use_goes_to_the_others():
+    listed = [record("Why the pump?", f"- {'so ' * (n + 1)}") for n in range(2)]
+    counted = [record("Why the valve?", f"It is {n}") for n in range(4)]
+    records = TOLD + listed + counted
+    choice = Strata(clusters=1, count=15).select(pool(records))
+    assert sorted(choice.places.tolist())[-6:] == [30, 31, 32, 33, 34, 35]  # all of both small styles, fewer than a third each
+    plain = [place for place in ranked(pool(records), choice.signals["closeness"]).tolist() if place < 30]
+    assert [place for place in choice.places.tolist() if place < 30] == plain[:9]
