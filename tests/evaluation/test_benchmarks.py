@@ -70,3 +70,13 @@ def test_the_probe_is_large_balanced_and_reproducible():
     first = sum(q.answer == 0 for q in loaded) / len(loaded)
     assert 0.2 < first < 0.45
     assert len(load_general_text()) >= 30 and len(load_general_prompts()) >= 40
+
+
+def test_nothing_is_measured_on_the_conversations_that_methods_may_use():
+    from selectune.data.duplicates import normalise
+    from selectune.evaluation.probe import general_conversations, load_general_prompts, load_questions
+
+    used = {normalise(text) for record in general_conversations() for text in (record.question, record.response)}
+    measured = {normalise(text) for one in load_general_prompts() for text in (one.prompt, one.response)}
+    assert len(general_conversations()) == 64 and len(used) == 128
+    assert not used & (measured | {normalise(one.context) for one in load_questions()})

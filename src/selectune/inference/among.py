@@ -12,7 +12,7 @@ from typing import Any
 from selectune.data import Encoder, records_from_file
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
-from selectune.evaluation.probe import load_general_prompts
+from selectune.evaluation.probe import general_conversations
 from selectune.inference.domain_router import DomainRouter, features
 from selectune.models import Base, cache_folder, load_base
 from selectune.run import Run, fingerprint
@@ -59,7 +59,7 @@ class Among:
         return self.runs.get(name)
 
     def _router(self, quiet: bool) -> DomainRouter:
-        domains = {BASE: general()} | {name: _trained_on(run) for name, run in self.runs.items()}
+        domains = {BASE: general_conversations()} | {name: _trained_on(run) for name, run in self.runs.items()}
         domains = {name: sorted(records, key=lambda record: record.key)[:PROMPTS] for name, records in domains.items()}
         what = {"base": self.base.fingerprint, "prompts": {name: [one.key for one in some] for name, some in domains.items()}}
         kept = cache_folder() / "routers" / f"{fingerprint({**what, 'version': VERSION})}.safetensors"
@@ -81,11 +81,6 @@ def learn(base: Base, encoder: Any, domains: dict[str, list[Record]], quiet: boo
     ):
         router.add(name, features(base.model, [encoder.prompt_ids(record.prompt) for record in records]))
     return router
-
-
-def general() -> list[Record]:
-    """Return the conversations that belong to no domain."""
-    return [Record("chat", (Message("user", one.prompt), Message("assistant", one.response))) for one in load_general_prompts()]
 
 
 def _trained_on(run: Run) -> list[Record]:

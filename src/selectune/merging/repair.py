@@ -52,7 +52,7 @@ class Repair(Finish):
     summary: ClassVar[str] = "The tensors that training moved most are tuned on a few general and own records together (FPF)."
     departs: ClassVar[str] = (
         "Written from the paper's abstract and a summary. The movement is from the base to the specialist, one change of task; tensors are taken "
-        "while they fit a share of the weights. The general records are the conversations that are built in (40)."
+        "while they fit a share of the weights. The general records are the conversations that are built in (64)."
     )
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.05

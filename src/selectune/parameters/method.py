@@ -84,12 +84,10 @@ class Context:
 
     @cached_property
     def general(self) -> list[Record]:
-        """General conversations, on which nothing should be lost (built in)."""
-        from selectune.data.records import Message, Record
-        from selectune.evaluation.probe import load_general_prompts
+        """General conversations like those on which nothing should be lost, and none of them (built in)."""
+        from selectune.evaluation.probe import general_conversations
 
-        prompts = load_general_prompts()
-        return [Record("chat", (Message("user", one.prompt), Message("assistant", one.response))) for one in prompts]
+        return general_conversations()
 
 
 class ParameterMethod(Method, ABC):

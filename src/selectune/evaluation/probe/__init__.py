@@ -1,4 +1,4 @@
-"""The built-in general probe: questions, general text and general prompts, so that retention can be measured offline.
+"""The built-in general probe: questions, general text and general prompts, so that retention can be measured offline; and conversations to use.
 
 Knows: its files. Does not know: how they are scored. Everything in it was written for this project.
 """
@@ -9,7 +9,10 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selectune.data import Record
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,11 @@ def load_general_text() -> list[Passage]:
 def load_general_prompts() -> list[Prompt]:
     """Return the prompts that drift from the base is measured on."""
     return [Prompt(**row) for row in _lines("general_prompts.jsonl")]
+
+
+def general_conversations() -> list[Record]:
+    """Return other conversations, which methods may calibrate on or replay: nothing is measured on them."""
+    from selectune.data.records import Message, Record
+
+    rows = [Prompt(**row) for row in _lines("general_conversations.jsonl")]
+    return [Record("chat", (Message("user", one.prompt), Message("assistant", one.response))) for one in rows]

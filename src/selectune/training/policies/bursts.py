@@ -24,7 +24,7 @@ class Bursts(Policy):
     departs: ClassVar[str] = (
         "Tensors are chosen by how far they moved since the last burst; the paper's comparison of changes between and within tasks needs several "
         "tasks. AdamW of its own in each burst, which is short by default, as are the general conversations that are built "
-        "in (40). No distillation of stored logits."
+        "in (64). No distillation of stored logits."
     )
 
     every: Annotated[int, Field(gt=0)] = 100
