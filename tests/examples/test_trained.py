@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from selectune.data import Message, Record
+from selectune.errors import UserError
 from selectune.examples import judged, self_scoring, trained
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
@@ -53,6 +54,20 @@ def test_donod_keeps_what_moves_least(llama_folder):
     signals = OutputChange(count=3).score(made)
     ideal = signals["closeness"].argmax()
     assert signals["norm of the change"][ideal] <= np.median(signals["norm of the change"])
+
+
+UNREAD = [Record("chat", (Message("user", "lamp " * 300 + str(n)), Message("assistant", "on"))) for n in range(6)]
+"""Nothing of their responses fits."""
+
+
+def test_records_that_cannot_be_read_disturb_nothing_and_come_last(llama_folder):
+    plain = OutputChange(count=3).score(pool(llama_folder))["closeness"]
+    made = pool(llama_folder, [*UNREAD, *RECORDS])
+    choice = OutputChange(count=3).select(made)
+    assert choice.signals["closeness"][len(UNREAD) :] == pytest.approx(plain) and min(choice.places) >= len(UNREAD)
+    assert "6 records have no finite score" in made.notes[0]
+    with pytest.raises(UserError, match="to learn from"):
+        trained_copy(pool(llama_folder, UNREAD), 2, 1e-3)
 
 
 def test_learnability_of_nothing_learnt_is_nothing(llama_folder):
@@ -114,12 +129,11 @@ def test_groups_are_a_tenth_of_the_budget_unless_they_are_given(llama_folder, mo
 
 
 def test_records_without_a_loss_are_no_group(llama_folder):
-    unread = [Record("chat", (Message("user", "lamp " * 300 + str(n)), Message("assistant", "on"))) for n in range(6)]
-    made = pool(llama_folder, [*unread, *RECORDS])
+    made = pool(llama_folder, [*UNREAD, *RECORDS])
     choice = Trajectories(count=len(RECORDS), steps=2, checkpoints=2, clusters=3).select(made)
-    assert min(choice.places) == len(unread) and "6 records have no finite loss" in made.notes[0]
+    assert min(choice.places) == len(UNREAD) and "6 records have no finite loss" in made.notes[0]
     assert np.isnan(choice.signals["cluster"][:6]).all() and np.isfinite(choice.signals["cluster"][6:]).all()
-    assert len(Trajectories(count=2, steps=2, checkpoints=2).select(pool(llama_folder, unread + RECORDS[:1])).places) == 2
+    assert len(Trajectories(count=2, steps=2, checkpoints=2).select(pool(llama_folder, UNREAD + RECORDS[:1])).places) == 2
 
 
 def test_difficulty_is_the_ratio_of_perplexities_and_useless_prompts_come_last(llama_folder):

@@ -164,7 +164,8 @@ class OutputGradient(Signal):
             for piece in worker.encoder.encode(record):
                 owners.append(number)
                 pieces.append(piece)
-        found = np.zeros((len(records), 2), dtype=np.float32)
+        found = np.full((len(records), 2), np.nan, dtype=np.float32)
+        found[owners] = 0
         split = worker.loss.split
         head = split.causal.get_output_embeddings()
         for member, hidden, labels in worker.states(pieces):
@@ -210,5 +211,7 @@ class OutputChange(Ranked):
         found = measure(pool, OutputGradient()).astype(np.float64)
         weight = pool.base.model.get_output_embeddings().weight.detach().float()
         growth, change = -found[:, 1] / float(weight.norm()), found[:, 0]
-        close = topsis(np.stack([growth, change], axis=1), (self.growth_is_bad, True))
+        known, close = np.isfinite(change), np.full(len(pool), np.nan)
+        if known.any():
+            close[known] = topsis(np.stack([growth, change], axis=1)[known], (self.growth_is_bad, True))
         return {"closeness": close, "growth of the norm": growth, "norm of the change": change}

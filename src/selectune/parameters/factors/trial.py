@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from selectune.data.packing import stack
+from selectune.errors import UserError
 from selectune.parameters.factors.gradients import rows_of
 from selectune.parameters.selection import Selection
 from selectune.training.loss import LossOfModel
@@ -69,6 +70,9 @@ def trial(
         before_step: gets the step and what trains, gradients in place, before each step.
         look: gets the number of steps done and the copy, to measure what it likes, after each of the numbers in ``look_after`` (0: before the
             first); training goes on as if nobody had looked.
+
+    Raises:
+        UserError: none of the records has anything to learn.
     """
     from selectune.objectives.cross_entropy import CrossEntropy
 
@@ -79,6 +83,9 @@ def trial(
     trained |= {name: value for name, value in model.named_parameters() if value.requires_grad and not _is_part(value, trained)}
     start = {name: value.detach().clone() for name, value in trained.items()}
     rows = rows_of(context, context.train if records is None else records, packed=True)
+    if not rows:
+        raise UserError("none of the records has a response to learn from", field="data.train",
+                        mend="give records with responses, or a larger data.max_length")  # fmt: skip
     kind = torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW
     options: dict[str, Any] = {} if optimiser == "sgd" else {"weight_decay": 0.0, "fused": True}
     stepper = kind(list(trained.values()), lr=learning_rate, **options)
