@@ -29,8 +29,9 @@ class Private(Policy):
     )
     summary: ClassVar[str] = "Differentially private training: clipped gradients of single sequences, with noise."
     departs: ClassVar[str] = (
-        "Limits and noise are constant (no learnt controller). A packed sequence is the unit, so a record is protected that lies in one. The "
-        "account is that of Poisson sampling; sequences are shuffled. The noise follows from the run's seed, which must stay secret."
+        "Limits and noise are constant (no learnt controller). A sequence is the unit: what is protected is one sequence in place of another. "
+        "Without a record others would be packed together, so set `data.packing: false` where single records are to be protected. The account is "
+        "that of Poisson sampling; sequences are shuffled. The noise follows from the run's seed, which must stay secret."
     )
     own_gradients: ClassVar[bool] = True
 
