@@ -9,6 +9,7 @@ from selectune.training.policies import bi_drop
 from selectune.training.policies.dropout import branches, dropping
 from tests.tiny import ARCHITECTURES, tiny
 from tests.training.policies.running import blocks, run, same
+from tests.training.policies.staged import make, stage
 
 
 def test_the_chosen_entries_are_the_top_of_the_factors():
@@ -25,6 +26,17 @@ def test_the_chosen_entries_are_the_top_of_the_factors():
     expected = sorted(range(20), key=lambda i: -total[i])[:10]
     assert sorted(expected) == bi_drop.chosen(votes, weight, 0.5).view(-1).nonzero().squeeze(-1).tolist()
     assert bi_drop.chosen(votes[:1].repeat(2, 1, 1), weight, 0.5).all()
+
+
+def test_without_dropout_everything_is_updated_whatever_rounding_does():
+    one, policy = stage(), make("bi_drop:dropout=0")
+    policy.begin(one)
+    policy.before_step(one)
+    weight = one.parameters["model.layers.0.mlp.up_proj.weight"]
+    noise = 1e-6 * torch.rand(weight.shape, generator=torch.Generator().manual_seed(0))
+    one.passing["again"].append(lambda sub_network: ((1 + sub_network * noise) * weight).sum())
+    one.passing["again"][0](0).backward()
+    assert all(bool(factor.all()) for factor in policy.factors(one).values())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -62,6 +62,8 @@ class BiDrop(Masked):
         return dropped(0)
 
     def factors(self, stage: Stage) -> dict[str, Tensor]:
+        if not self.dropout:  # sub-networks would differ by rounding alone
+            return {}
         found = [{name: gradient.clone() for name, _, gradient in stage.gradients()}]
         for sub_network in range(1, self.passes):
             stage.clear()
