@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from selectune.parameters import Selection
 from selectune.training.policies import importance_sampling
 from selectune.training.policies.sampled import by_block
 from tests.training.policies.running import blocks, dense, run, same
@@ -33,6 +34,14 @@ def test_exactly_a_share_of_the_blocks_changes_at_each_step(by, tmp_path, llama_
         watching=[watch], evaluations=0)  # fmt: skip
     assert all(len(number(changed)) == 1 for changed in watch.changed)
     assert len({tuple(number(changed)) for changed in watch.changed}) > 1
+
+
+def test_one_block_alone_is_turned_down_too(tmp_path, llama_folder):
+    def one_block(model):
+        return Selection.of(model, [name for name, _ in model.named_parameters() if ".layers.2." in name])
+
+    ran = run(tmp_path, llama_folder, "importance_sampling:every=2,examples=2", choose=one_block, evaluations=0)
+    assert not same(ran.after, ran.base)
 
 
 def test_turning_down_shrinks_the_change_and_comes_back_exactly():

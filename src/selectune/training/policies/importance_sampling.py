@@ -68,7 +68,8 @@ class ImportanceSampling(Sampled):
     def learn(self, stage: Stage, found: dict[int | None, set[str]], present: list[int], scores: Tensor) -> None:
         """Raise the scores of blocks that are missed less than others when turned down."""
         chance, source = torch.sigmoid(scores), stage.generator("suppressed")
-        drawn = [torch.multinomial(chance, int(self.suppressed * len(present)), generator=source) for _ in range(self.sets)]
+        count = max(1, int(self.suppressed * len(present)))
+        drawn = [torch.multinomial(chance, count, generator=source) for _ in range(self.sets)]
         batches = stage.sample(self.examples, "suppressed")
         losses = []
         stage.whole.eval()
