@@ -28,7 +28,7 @@ class SCT(AttachedForm):
     )
     departs: ClassVar[str] = (
         "The map starts at zero instead of at random, so that training starts at the base; it acts on what the projection adds to the hidden state "
-        "instead of on the hidden state, so that it can be folded into the weights."
+        "instead of on the hidden state, so that it can be folded into the weights. Biases are off unless asked for."
     )
     learning_rate_default: ClassVar[float] = 2e-3
 
