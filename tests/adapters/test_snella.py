@@ -50,6 +50,13 @@ def test_the_largest_kernel_values_change_and_nothing_else():
         assert (found == 0).sum() == 24 * 16 - count
 
 
+def test_the_change_is_of_fp32_where_products_are_of_bf16():
+    one = change()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = one.change()
+    assert found.dtype == torch.float32 and torch.equal(found, one.change())
+
+
 def test_gradients_reach_the_factors_at_the_start_and_where_two_vectors_meet():
     one = KernelChange(6, 5, 4, 0.5, torch.Generator().manual_seed(0))
     assert torch.equal(one.change(), torch.zeros(6, 5))

@@ -75,9 +75,11 @@ class KernelChange(Attachment):
 
     def change(self) -> Tensor:
         """Return the change of the weight, ``(outputs, inputs)`` fp32: exactly ``nonzeros`` entries count, the others are zero."""
-        now = kernel(self.rows, self.columns, self.mix)
+        with torch.autocast(self.rows.device.type, enabled=False):  # which would round the products to bf16
+            now = kernel(self.rows, self.columns, self.mix)
+            with torch.no_grad():
+                first = kernel(self.first_rows, self.first_columns, self.first_mix)  # type: ignore[arg-type]
         with torch.no_grad():
-            first = kernel(self.first_rows, self.first_columns, self.first_mix)  # type: ignore[arg-type]
             sizes = now.abs()
             mask = torch.zeros(now.numel(), device=now.device)
             mask[best(sizes.view(-1), int(self.nonzeros)).to(now.device)] = 1.0  # type: ignore[arg-type]
