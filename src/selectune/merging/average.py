@@ -2,7 +2,8 @@
 
 Knows: the mean of several sets of weights (lo-fi: workers on shards of the data that never talk), weighted by what each has read if asked, and the
 check that averaging makes sense: the loss on the straight line between two specialists. Adapters are averaged as the changes of weights that they
-stand for: the mean of two products of factors is not the product of their means. Does not know: how they were trained.
+stand for: the mean of two products of factors is not the product of their means. Does not know: how they were trained. Of lo-fi the average at
+the end is all that is here: each worker is a run that is started by itself, on its shard of the records.
 
 Source: *lo-fi: distributed fine-tuning without communication*, TMLR 2023, arXiv 2210.11948.
 """
