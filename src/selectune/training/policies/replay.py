@@ -29,8 +29,8 @@ class Replay(Policy):
     )
     summary: ClassVar[str] = "A share of general records is mixed into each epoch."
     departs: ClassVar[str] = (
-        "Built-in general conversations, unless others are named; the same ones in every epoch, each once. Drift from the base is measured on the "
-        "built-in ones too: name others where forgetting is to be judged."
+        "Built-in general conversations, unless others are named (of which those that overlap with what the run is measured by are left out, where "
+        "`data.contamination` is remove); the same ones in every epoch, each once."
     )
     acts: ClassVar[bool] = False
 
