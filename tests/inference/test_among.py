@@ -7,7 +7,7 @@ import pytest
 from selectune import cli
 from selectune.data import Message, Record, records_to_file
 from selectune.errors import UserError
-from selectune.evaluation.probe import load_general_prompts
+from selectune.evaluation.probe import general_conversations
 from selectune.inference import among
 from selectune.inference.among import Among
 from selectune.models import cache_folder
@@ -40,7 +40,7 @@ def test_a_question_goes_to_the_run_that_trained_on_its_like(runs, monkeypatch):
     several = Among(runs, quiet=True)
     assert several.choose("Which lamp belongs to fault 77?").name == "lamps"
     assert several.choose("sing song 77 la la la la").name == "songs"
-    general = [several.choose(one.prompt) for one in load_general_prompts()[:20]]
+    general = [several.choose(one.question) for one in general_conversations()[:20]]
     assert sum(one is None for one in general) >= 13  # a third by chance
     kept = list((cache_folder() / "routers").glob("*"))
     assert len(kept) == 1 and kept[0].suffix == ".safetensors"
@@ -60,7 +60,7 @@ def test_the_command_says_who_answers(runs, monkeypatch, capsys):
     for question in (
         "Which lamp belongs to fault 3?",
         "sing song 3 la la la",
-        "Tell me about the history of the city of Rome in two paragraphs.",
+        general_conversations()[0].question,
     ):
         status, out, _ = call(question, "--among", runs[1].folder, "--json")
         assert status == 0
