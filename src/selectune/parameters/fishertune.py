@@ -54,6 +54,8 @@ class FisherTune(ParameterMethod):
         return self.lowest + (self.highest - self.lowest) * math.exp(-self.time)
 
     def select(self, context: Context) -> Selection:
+        if self.time == 0:
+            context.notes.append("The threshold is at its highest; it falls with the policy `refresh`, or as far as `time` says.")
         eligible = targets(context.base, self.targets)
         scores = scores_of(self.score, context, eligible, Settings(examples=self.examples, shift=self.shift))
         parts = {}
