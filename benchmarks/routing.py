@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
-from selectune.data import Encoder
+from selectune.data import Encoder, Message
 from selectune.data.prepare import read_pool
 from selectune.data.records import Record
-from selectune.inference.among import BASE, PROMPTS, general
+from selectune.evaluation.probe import general_conversations, load_general_prompts
+from selectune.inference.among import BASE, PROMPTS
 from selectune.inference.domain_router import DomainRouter, features
 from selectune.models import load_base
 from selectune.run import write_atomically
@@ -46,13 +47,15 @@ def main() -> None:
     learnt, held = {}, {}
     begin = time.perf_counter()
     for name in (BASE, *DOMAINS):
-        records: list[Record] = (
-            general() if name == BASE else read_pool(str(given.data_root / DOMAINS[name][0]), DOMAINS[name][1])
-        )
+        records = [] if name == BASE else read_pool(str(given.data_root / DOMAINS[name][0]), DOMAINS[name][1])
         records = sorted((one for one in records if one.prompt), key=lambda one: one.key)
-        count = min(PROMPTS, len(records) // 2)
-        found = features(base.model, [encoder.prompt_ids(one.prompt)[:256] for one in records[: count + HELD]])
-        learnt[name], held[name] = found[:count], found[count:]
+        if name == BASE:  # asked are the prompts that drift is measured on, which no run learns from
+            records = general_conversations()[:PROMPTS] + [
+                Record("chat", (Message("user", one.prompt), Message("assistant", one.response)))
+                for one in load_general_prompts()
+            ]
+        found = features(base.model, [encoder.prompt_ids(one.prompt)[:256] for one in records[: PROMPTS + HELD]])
+        learnt[name], held[name] = found[:PROMPTS], found[PROMPTS:]
         print(f"{name}: {len(learnt[name])} learnt, {len(held[name])} held out, {time.perf_counter() - begin:.0f} s", flush=True)
     rows = {}
     for seed in range(3):
@@ -89,8 +92,7 @@ def _right(found: list[str], name: str) -> float:
 def _page(rows: dict[str, dict[str, float]], held: dict[str, int], seconds: float) -> str:
     names = list(held)
     lines = ["# Whose question is this?", "", "The router of `selectune ask --among` (SOYO, CVPR 2025, arXiv 2505.23744) on real domains.",
-             f"The built-in base; {PROMPTS} prompts of each domain are learnt, in this order, of general conversations half of what there is; "
-             f"learning from features takes {seconds:.1f} s. "
+             f"The built-in base; {PROMPTS} prompts of each domain are learnt, in this order; learning from features takes {seconds:.1f} s. "
              "Share of held-out prompts whose domain is found.", "",
              f"| | {' | '.join(names)} | mean |", f"|---|{'---|' * (len(names) + 1)}",
              f"| held-out prompts | {' | '.join(str(held[name]) for name in names)} | |"]  # fmt: skip
