@@ -74,7 +74,7 @@ class Aptitude(AmongAnswers):
         "Styles are told by form; anchors are answered as the target's records (or the pool's shortest answers) say, by likelihood unless accuracy "
         "is asked for, and no program is run; questions near to each other share one measurement; one set of anchors "
         "serves all records (the authors' code: 100 for each data set), and no question is its own anchor (there it "
-        "may be). The values of the paper's quantiles are not known; 0.4 and 0.6 are ours."
+        "may be), of which there are fewer. The values of the paper's quantiles are not known; 0.4 and 0.6 are ours."
     )
 
     style: Literal["code", "steps", "list", "number", "long", "longest"] = "code"
@@ -134,7 +134,12 @@ class Aptitude(AmongAnswers):
         signal = OneShot(anchors=self.chosen_anchors(pool), right=self.score == "accuracy")
         shown = [pool.records[place] for number in typical for place in examples[number]]
         one, other = measure(pool, signal, shown).reshape(-1, 2).T
-        return np.nan_to_num(one - other)[labels]
+        found = (one - other)[labels]
+        if unknown := int(np.isnan(found).sum()):
+            pool.notes.append(
+                f"{unknown:,} questions have no example that could be measured: neither of their styles is preferred"
+            )
+        return np.nan_to_num(found)
 
     def chosen_anchors(self, pool: Pool) -> tuple[Record, ...]:
         """Return the questions to answer, each once and with the shortest answer that is known of it."""
