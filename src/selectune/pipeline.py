@@ -491,6 +491,8 @@ class Chain:
         return _Trainable(base, selection, model, rows["train"], rows["dev"])
 
     def train(self) -> None:
+        from selectune import data
+
         def work(meter: Meter) -> None:
             from selectune.training import processes
 
@@ -507,6 +509,8 @@ class Chain:
             "budget": self.recipe.budget.model_dump(exclude={"memory_gib"}),  # refuses a run, changes none
         }
         methods = {"objective": self.objective.describe(), "policy": self.policy.describe()}
+        if source := getattr(self.policy, "source", None):  # other records than the run's own
+            methods["policy"]["hashes"] = data.hashes_of(source, "policy.source")
         self.stage("train", inputs | methods | {"seed": self.recipe.seed}, work)
 
     def train_here(self, meter: Meter) -> None:

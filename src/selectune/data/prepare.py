@@ -36,18 +36,29 @@ class Prepared:
 
 def input_hashes(recipe: DataRecipe) -> dict[str, str]:
     """Return the sha256 of every input file, by path (of a hub id, its name)."""
+    return {
+        key: value
+        for field in ("train", "test", "target")
+        for key, value in hashes_of(getattr(recipe, field), f"data.{field}").items()
+    }
+
+
+def hashes_of(sources: str | list[str] | None, field: str) -> dict[str, str]:
+    """Return the sha256 of every file of some sources, by path (of a hub id, its name).
+
+    Raises:
+        UserError: one is not there, or may not be read.
+    """
     hashes = {}
-    for field in ("train", "test", "target"):
-        sources = getattr(recipe, field)
-        for source in [sources] if isinstance(sources, str) else sources or []:
-            if is_hub_id(source):
-                hashes[source] = "hub"
-            else:
-                for path in find_files(source, f"data.{field}"):
-                    try:
-                        hashes[str(path)] = hash_file(path)
-                    except PermissionError:
-                        raise UserError("may not be read", file=path, mend="change its permissions") from None
+    for source in [sources] if isinstance(sources, str) else sources or []:
+        if is_hub_id(source):
+            hashes[source] = "hub"
+            continue
+        for path in find_files(source, field):
+            try:
+                hashes[str(path)] = hash_file(path)
+            except PermissionError:
+                raise UserError("may not be read", file=path, mend="change its permissions") from None
     return hashes
 
 

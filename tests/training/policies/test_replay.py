@@ -57,5 +57,17 @@ def test_records_that_overlap_with_the_test_set_do_not_train(contamination, coun
     assert sorted(record.question for record in found) == [f"What is {i}?" for i in range(9 - count, 9)]
 
 
+def test_other_records_in_the_source_make_a_training_stale(tmp_path, llama_folder):
+    source = tmp_path / "general.jsonl"
+    told = []
+    for answer in ("red", "red", "blue"):
+        source.write_text(f'{{"question": "Which?", "answer": "{answer}"}}\n', encoding="utf-8")
+        values = {"data": {"train": str(source)}, "policy": {"method": "replay", "source": str(source)}}
+        chain = Chain(Run.create(tmp_path / f"run-{len(told)}", recipes.parse(values)), recipes.parse(values), quiet=True)
+        chain.stage = lambda name, inputs, work: told.append(inputs)
+        chain.train()
+    assert told[0] == told[1] != told[2]
+
+
 def test_the_training_itself_is_plain(tmp_path, llama_folder):
     assert same(run(tmp_path / "a", llama_folder).after, run(tmp_path / "b", llama_folder, "replay").after)
