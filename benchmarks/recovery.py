@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help="do again what failed or was given up")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    base = load_base("smollm2-135m-instruct", dtype="auto" if bf16_is_fast() else "float32")
+    base = load_base("smollm2-135m-instruct", dtype="fast")
     setting = fingerprint(
         {
             "task": TASK.model_dump(exclude_unset=True),

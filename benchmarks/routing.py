@@ -42,7 +42,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     given = asked.parse_args()
-    base = load_base("smollm2-135m-instruct")
+    base = load_base("smollm2-135m-instruct", "fast")
     encoder = Encoder(base.tokenizer, 256, "truncate")
     learnt, held = {}, {}
     begin = time.perf_counter()

@@ -58,7 +58,7 @@ def main() -> None:
     records = [replace(record, source=name) for name, some in whole.items()
                for record in some[given.held : given.held + given.records]]  # fmt: skip
     fast = bf16_is_fast()
-    base = load_base("smollm2-135m-instruct", dtype="auto" if fast else "float32")
+    base = load_base("smollm2-135m-instruct", "fast")
     pool = Pool(records, lambda: base, lambda words: Encoder(words, 512), bfloat16=fast, quiet=True)
     far = distances(held)
     budget = min(int(pool.tokens[[n for n, one in enumerate(records) if one.source == name]].sum()) for name in whole)

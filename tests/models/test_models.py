@@ -137,6 +137,17 @@ def test_an_exported_folder_is_the_trained_model_without_selectune(form, llama_f
         export_run(made.run, tmp_path / "out")
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_answering_uses_the_dtype_that_is_fast_here(units, tmp_path, monkeypatch):
+    """A bf16 product without units for it takes some sixty times as long as one in fp32."""
+    tiny("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    for file in save_tiny("llama", tmp_path / "words").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr("selectune.models.load.bf16_is_fast", lambda: units)
+    assert load_base(tmp_path, "fast").model.dtype == (torch.bfloat16 if units else torch.float32)
+    assert load_base(tmp_path).model.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_gguf_file_is_the_trained_model(dtype, tmp_path):
     from selectune.merging.export import export_run

@@ -73,7 +73,7 @@ def rank_sources(
     whole = {name: read_pool(name, columns or {}, "sources") for name in sources}
     wanted = _first(read_pool(target, columns or {}, "target"), sample)
     fast = bf16_is_fast()
-    pool = Pool([], lambda: load_base(base, dtype="auto" if fast else "float32"), lambda words: Encoder(words, 512), wanted, seed,
+    pool = Pool([], lambda: load_base(base, "fast"), lambda words: Encoder(words, 512), wanted, seed,
                 bfloat16=fast, quiet=quiet)  # fmt: skip
     some = {name: _first(records, sample) for name, records in whole.items()}
     trying = Trying(steps=steps or Trying.steps)

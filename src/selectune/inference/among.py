@@ -43,7 +43,7 @@ class Among:
             raise UserError(
                 f"these runs have different bases: {', '.join(sorted({run.recipe.base for run in runs}))}", expected="one"
             )
-        self.base: Base = load_base(runs[0].recipe.base)
+        self.base: Base = load_base(runs[0].recipe.base, "fast")
         self.encoder = Encoder(self.base.tokenizer, runs[0].recipe.data.max_length, "truncate")
         self.router = self._router(quiet)
 

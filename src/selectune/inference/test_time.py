@@ -98,7 +98,7 @@ class Specialist:
         self._folder = run.path("specialist")
         self._form: Any = catalogue.create("adapters", read_origin(self._folder)["form"])
         records = [] if pool is None else read_pool(pool, columns or {}, "--adapt")
-        base = load_base(run.recipe.base)
+        base = load_base(run.recipe.base, "fast")
         self._tokenizer, self._encoder = (
             base.tokenizer,
             Encoder(base.tokenizer, run.recipe.data.max_length, "truncate", run.recipe.data.system),
@@ -106,7 +106,7 @@ class Specialist:
         theirs = {id(value) for value in base.model.parameters()}
         self.model = load_specialist(base, self._folder)
         self._added = [value for value in self.model.parameters() if id(value) not in theirs]
-        self._bfloat16 = bf16_is_fast() or base.model.dtype == torch.bfloat16
+        self._bfloat16 = bf16_is_fast()
         self._pool = Pool(records, lambda: base, lambda words: self._encoder, quiet=quiet, folder=run.path("examples"))
 
     def answer(self, question: str, settings: Settings | None = None, max_new_tokens: int = 200) -> Answer:

@@ -23,6 +23,7 @@ from selectune.errors import UserError, nearest
 from selectune.hub import hub_is_there
 from selectune.models.anatomy import Anatomy
 from selectune.models.builtin import BUILTIN, GGUF_SHA256, cache_folder, fetch_gguf
+from selectune.models.machine import bf16_is_fast
 from selectune.run import folder_atomically, hash_file
 
 PLAIN_CHAT = (
@@ -63,7 +64,7 @@ def load_base(
 
     Args:
         spec: the built-in name, a transformers folder, a ``.gguf`` file, or a hub id.
-        dtype: of the weights; ``"auto"`` keeps the base's own.
+        dtype: of the weights; ``"auto"`` keeps the base's own, ``"fast"`` too, but for fp32 in place of bf16 on a machine without units for it.
         trust_remote_code: let a model run code of its own.
         quantised: load the linear layers in 4 bits (NF4, double quantisation), on a CPU too.
 
@@ -82,10 +83,11 @@ def load_base(
     _check_causal(config, spec)
     own = getattr(config, "dtype", None) or torch.float32
     own = getattr(torch, own) if isinstance(own, str) else own
-    if dtype == "auto":
-        dtype = torch.float32 if own == torch.float16 else own  # fp16 has no products worth using on a CPU
+    if dtype in ("auto", "fast"):
+        slow = own == torch.float16 or (dtype == "fast" and own == torch.bfloat16 and not bf16_is_fast())
+        dtype = torch.float32 if slow else own  # fp16 has no products worth using on a CPU
     if quantised:
-        options["quantization_config"] = _nf4()
+        options["quantization_config"] = _nf4(torch.float32 if dtype in (torch.float32, "float32") else torch.bfloat16)
     try:
         with _quietly():
             model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True, **options)
@@ -253,7 +255,7 @@ def _complete(tokenizer: Any) -> list[str]:
     return notes
 
 
-def _nf4() -> Any:
+def _nf4(compute: torch.dtype) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -264,7 +266,7 @@ def _nf4() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute,
     )
 
 

@@ -23,7 +23,7 @@ class Pair:
         from selectune.models import load_base
 
         recipe = run.recipe
-        base, changed = load_base(recipe.base), load_base(recipe.base)
+        base, changed = (load_base(recipe.base, "fast") for _ in range(2))
         specialist = load_specialist(changed, run.path("specialist"))
         self._encoder = Encoder(base.tokenizer, recipe.data.max_length, system=recipe.data.system)
         self._scorers = [Scorer(model, base.tokenizer) for model in (base.model, specialist)]
