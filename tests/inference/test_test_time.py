@@ -52,6 +52,15 @@ def test_a_step_is_worth_it_while_the_uncertainty_is_low_enough():
     assert [59 - place for place in turned] == everything
 
 
+def test_what_points_away_from_the_question_is_not_learnt_from():
+    """An antipode would count as much as the question itself: squares know no sign."""
+    wanted = unit(np.array([1.0, 0, 0]))
+    vectors = unit(np.array([[-1.0, 0, 0], [0.5, 1, 0], [-0.9, 0, 0.1]]))
+    places, left = worth_a_step(vectors, wanted, np.arange(3), Settings(alpha=None, steps=4))
+    assert set(places) == {1} and len(left) == 5
+    assert worth_a_step(vectors[[0, 2]], wanted, np.arange(2), Settings(alpha=None)) == ([], [pytest.approx(1)])
+
+
 def specialist(folder, base_folder, form, dtype="float32", choose=None):
     """A specialist as a run leaves it, after a disturbance instead of a training."""
     base = load_base(base_folder, dtype=dtype)

@@ -153,7 +153,10 @@ def worth_a_step(vectors: Array, wanted: Array, order: Array, settings: Settings
     Args:
         vectors: ``(records, d)``, unit length. wanted: ``(d,)``, the question's. order: of the records, for ties.
     """
-    near = order[np.argsort(-(vectors[order] @ wanted), kind="stable")][: settings.neighbours]
+    like = vectors[order] @ wanted  # what points away from the question is no evidence, however long
+    near = order[np.argsort(-like, kind="stable")][: min(settings.neighbours, int((like > 0).sum()))]
+    if not len(near):
+        return [], [float(np.linalg.norm(wanted))]
     places, left = least_uncertain(vectors[near], wanted[None], settings.steps, settings.noise, repeat=True)
     after = np.sqrt(left)
     count = len(after)
