@@ -143,6 +143,11 @@ def test_difficulty_is_the_ratio_of_perplexities_and_useless_prompts_come_last(l
     assert np.allclose(ratio, np.exp(signals["loss"]) / np.exp(signals["loss without prompt"]))
     order = signals["order"]
     assert all((order[i] < 0) == (ratio[i] >= 1) for i in range(len(ratio)))
+    limit = float(np.median(ratio))
+    for keep in ("highest", "lowest"):
+        places = InstructionFollowingDifficulty(below=limit, keep=keep, count=len(ratio)).select(made).places
+        useless = ratio[places] >= limit
+        assert 0 < useless.sum() < len(ratio) and np.array_equal(useless, np.sort(useless))
 
 
 def answers(question, *given):

@@ -61,7 +61,8 @@ class InstructionFollowingDifficulty(Ranked):
     def score(self, pool: Pool) -> dict[str, Array]:
         signals = difficulty(pool)
         ratio = signals["instruction-following difficulty"]
-        return {"order": np.where(ratio < self.below, ratio, -ratio)} | signals
+        last = -ratio if self.keep == "highest" else ratio
+        return {"order": np.where(ratio < self.below, ratio, last)} | signals
 
 
 class Compression(ExampleMethod):
