@@ -50,8 +50,8 @@ def test_what_a_selector_needs_is_read_from_what_it_cost(llama_folder):
     reads = chosen(HighestLoss(count=3), llama_folder)
     assert (reads.trained_models, reads.steps, reads.model_bound, reads.data_bound) == (0, 2, True, False)
     tries = chosen(Learnability(count=3, steps=1), llama_folder)
-    assert (tries.trained_models, tries.steps, tries.data_bound, tries.hyper_parameters) == (1, 3, True, 4)
-    assert chosen(Trajectories(count=3, steps=2, checkpoints=4), llama_folder).trained_models == 3
+    assert (tries.trained_models, tries.steps, tries.data_bound, tries.hyper_parameters) == (2, 3, True, 4)
+    assert chosen(Trajectories(count=3, steps=2, checkpoints=4), llama_folder).trained_models == 1
     near = chosen(Nearest(count=3, vectors="gradient"), llama_folder)
     assert near.needs_target and near.steps == 3 and near.trained_models == 0
     assert not chosen(Nearest(count=3, vectors="base"), llama_folder).data_bound

@@ -81,7 +81,7 @@ def test_two_processes_train_to_the_weights_of_one(choice, tmp_path, llama_folde
 @pytest.mark.parametrize("policy", ["sharpness", "zeroth_order:sparsity=0.5"])
 def test_policies_with_passes_of_their_own_act_alike_in_two_processes(policy, tmp_path, llama_folder, monkeypatch):
     monkeypatch.setenv("SELECTUNE_CACHE", str(tmp_path / "cache"))
-    given = recipe(tmp_path, llama_folder, policy=policy, training={"max_steps": 8, "evaluations": 0})
+    given = recipe(tmp_path, llama_folder, policy=policy, training={"max_steps": 8, "evaluations": 0, "learning_rate": 1e-4})
     one = specialize(recipe=given, name="one", quiet=True)
     given["training"]["processes"] = 2
     assert apart(one, specialize(recipe=given, name="two", quiet=True), llama_folder) < 1e-3

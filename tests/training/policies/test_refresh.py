@@ -153,7 +153,7 @@ def test_a_growing_choice_keeps_what_it_had():
 
 def test_mistakes_are_told(tmp_path, llama_folder):
     with pytest.raises(UserError, match="adapters stay"):
-        run(tmp_path / "a", llama_folder, LIFT, form="lora")
+        run(tmp_path / "a", llama_folder, {**LIFT, "parameters": "last_blocks:k=2"}, choose=blocks, form="lora")
     with pytest.raises(UserError, match="cannot be carried"):
         run(tmp_path / "b", llama_folder, {**LIFT, "parameters": "last_blocks:k=2"}, choose=blocks, optimiser="adafactor", steps=4,
             evaluations=0)  # fmt: skip
