@@ -228,6 +228,14 @@ class Chain:
         return policy.for_run(self.recipe.parameters)
 
     @cached_property
+    def other_records(self) -> dict[str, Any]:
+        """The hashes of the files of records that the policy names beside the run's own."""
+        from selectune import data
+
+        source = getattr(self.policy, "source", None)
+        return {"hashes": data.hashes_of(source, "policy.source")} if source else {}
+
+    @cached_property
     def finishing(self) -> Any:
         from selectune.adapters.attached import AttachedForm
 
@@ -322,8 +330,8 @@ class Chain:
                 self.objective,
                 self.policy,
                 self.finishing,
-            )  # a wrong choice is told before any work
-            assert all(catalogue_of_choices)
+            )  # a wrong choice, or a file that it names and that is not there, is told before any work
+            assert all(catalogue_of_choices) and self.other_records is not None
             self.run.write("environment.json", models.environment())
             texts = evaluation.benchmark_texts(settings.benchmarks, settings.data_root, settings.items)
             prepared = data.prepare(self.recipe.data, texts, seed=self.recipe.seed)
@@ -491,8 +499,6 @@ class Chain:
         return _Trainable(base, selection, model, rows["train"], rows["dev"])
 
     def train(self) -> None:
-        from selectune import data
-
         def work(meter: Meter) -> None:
             from selectune.training import processes
 
@@ -509,8 +515,7 @@ class Chain:
             "budget": self.recipe.budget.model_dump(exclude={"memory_gib"}),  # refuses a run, changes none
         }
         methods = {"objective": self.objective.describe(), "policy": self.policy.describe()}
-        if source := getattr(self.policy, "source", None):  # other records than the run's own
-            methods["policy"]["hashes"] = data.hashes_of(source, "policy.source")
+        methods["policy"] |= self.other_records
         self.stage("train", inputs | methods | {"seed": self.recipe.seed}, work)
 
     def train_here(self, meter: Meter) -> None:

@@ -9,10 +9,11 @@ from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
 from selectune.examples import Pool
 from selectune.examples.factors.asking import alike, answered, choice_of, final, question, same
+from selectune.examples.factors.likely_labels import OfLabels, entropy
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
-from selectune.examples.llkd import LearningWithLess, OfLabels, Thresholds, _most_given, entropy
+from selectune.examples.llkd import LearningWithLess, Thresholds, _most_given
 from selectune.examples.robust_ft import DIRECT, REASONED, RobustFineTuning
 from selectune.examples.semi_evol import SemiSupervised
 from selectune.models import load_base

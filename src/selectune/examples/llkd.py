@@ -12,10 +12,9 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from selectune.data.chat import Encoded
-from selectune.data.records import Message, Record
+from selectune.data.records import Record
 from selectune.examples.factors.asking import alike, answered, final, questions_only
-from selectune.examples.factors.signals import Signal, Worker
+from selectune.examples.factors.likely_labels import OfLabels, turns
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
@@ -25,46 +24,6 @@ from selectune.inference.responder import Asking, Responder, responder
 
 Sure = tuple[list[str], Array, Array]
 """An answer to each record, its probability, and the entropy of all that could be said over the greatest possible; ``(records,)`` in [0, 1]."""
-
-
-class OfLabels(Signal):
-    """The likeliest of a record's choices, its probability among them, and their entropy over the greatest possible; ``(records, 3)``,
-    not-a-number without choices."""
-
-    shown: ClassVar[str] = "probabilities of labels"
-    width: ClassVar[int | None] = 3
-    shots: tuple[tuple[str, str], ...] = ()
-    """Answered questions that come before."""
-    model: str = ""
-    """Whose probabilities they are, where it is not the base."""
-
-    def measure(self, worker: Worker | None, records: list[Record]) -> Array:
-        assert worker is not None
-        owners, pieces = [], []
-        for number, record in enumerate(records):
-            asked = worker.encoder.prompt_ids((*_turns(self.shots), *record.prompt)) if record.choices else []
-            for choice in record.choices:
-                ids = worker.encoder.response_ids(choice)
-                asked = asked[-max(1, worker.encoder.max_length - len(ids)) :]
-                owners.append(number)
-                pieces.append(Encoded(asked + ids, [-100] * len(asked) + ids))
-        likely: list[list[float]] = [[] for _ in records]
-        for owner, found in zip(owners, worker.log_probabilities(pieces), strict=True):
-            likely[owner].append(float(found.sum(dtype=np.float64)))
-        values = np.full((len(records), 3), np.nan, dtype=np.float32)
-        for number, own in enumerate(likely):
-            if own:
-                shares = np.exp(np.array(own) - max(own))
-                shares /= shares.sum()
-                values[number] = int(shares.argmax()), shares.max(), entropy(shares)
-        return values
-
-
-def entropy(shares: Array) -> float:
-    """Return the entropy of some shares that add up to 1, over that of as many equal ones: from 0 (one is sure) to 1."""
-    if len(shares) < 2:
-        return 0.0
-    return float(-np.sum(shares * np.log(np.maximum(shares, 1e-300))) / np.log(len(shares)))
 
 
 @dataclass
@@ -217,7 +176,7 @@ class LearningWithLess(Asking, ExampleMethod):
         return said, sure, unsure
 
     def _by_draws(self, made: Responder, pool: Pool, records: list[Record], shots: Any) -> Sure:
-        prompts = [(*_turns(shots), *record.prompt) for record in records]
+        prompts = [(*turns(shots), *record.prompt) for record in records]
         drawn = made.answers(prompts, samples=self.samples, temperature=1.0, max_new_tokens=self.longest, seed=pool.seed)
         best = [_most_given(record, [final(text) for text in own]) for record, own in zip(records, drawn, strict=True)]
         shares, spread = np.array([own[1:] for own in best], dtype=np.float64).reshape(-1, 2).T
@@ -234,7 +193,3 @@ def _most_given(record: Record, drawn: list[str]) -> tuple[str, float, float]:
     shares = np.array([*map(len, groups), *[1] * alone]) / len(drawn)
     most = max(groups, key=len)
     return drawn[most[0]], len(most) / len(drawn), float(-np.sum(shares * np.log(shares)) / np.log(len(drawn)))
-
-
-def _turns(shots: Any) -> tuple[Message, ...]:
-    return tuple(message for asked, said in shots for message in (Message("user", asked), Message("assistant", said)))

@@ -16,10 +16,10 @@ from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.asking import FORMAT, answered, final, put, question, questions_only, same, solved
+from selectune.examples.factors.likely_labels import OfLabels
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import ResponseLoss, Worker
 from selectune.examples.factors.store import measure
-from selectune.examples.llkd import OfLabels
 from selectune.examples.method import Array, Choice
 from selectune.examples.pool import Pool
 from selectune.inference.local import LocalResponder
