@@ -10,14 +10,6 @@ from selectune import catalogue, recipe
 from selectune.experiment import protocol
 
 ROOT = Path(__file__).parents[1]
-AXES = {
-    "examples": "examples",
-    "parameters": "parameters",
-    "form": "adapters",
-    "objective": "objectives",
-    "policy": "policies",
-    "finish": "merging",
-}
 SHOWN = [
     pytest.param(block, id=f"{path.relative_to(ROOT)}-{number}")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,7 +27,7 @@ def test_what_is_shown_is_a_recipe_or_an_experiment(block, tmp_path):
         assert protocol.load(tmp_path / "shown.yaml").methods
         return
     found = recipe.parse(values)
-    for key, axis in AXES.items():
+    for axis, key in catalogue.KEYS.items():
         catalogue.create(axis, getattr(found, key), key)
 
 

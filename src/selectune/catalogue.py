@@ -29,6 +29,15 @@ AXES = {
     "merging": "selectune.merging",
 }
 """Axis -> the package whose modules hold its methods."""
+KEYS = {
+    "examples": "examples",
+    "parameters": "parameters",
+    "adapters": "form",
+    "objectives": "objective",
+    "policies": "policy",
+    "merging": "finish",
+}
+"""Axis -> the key under which a recipe names its method."""
 _REGISTRY: dict[str, dict[str, type[Method]]] = {}
 _loaded = False
 

@@ -7,6 +7,7 @@ counted. Choosing is not free, so choosing is metered like training.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from pathlib import Path
@@ -110,8 +111,10 @@ class Meter:
 
     def memory(self) -> int:
         """Return the memory in use now, in bytes, and remember it if it is the largest so far."""
-        now = self._process.memory_info().rss
-        self.cost.peak_memory_bytes = max(self.cost.peak_memory_bytes, now)
+        now = peak = self._process.memory_info().rss
+        if (cuda := _accelerator_in_use()) is not None:
+            now, peak = cuda.memory_allocated(), cuda.max_memory_allocated()
+        self.cost.peak_memory_bytes = max(self.cost.peak_memory_bytes, peak)
         return now
 
     def __enter__(self) -> Meter:
@@ -119,6 +122,8 @@ class Meter:
         if self._kept is not None and self._kept.exists():
             self.cost = Cost.model_validate_json(self._kept.read_text(encoding="utf-8"))
             self._seconds_before = self.cost.seconds
+        if (cuda := _accelerator_in_use()) is not None:
+            cuda.reset_peak_memory_stats()
         self.memory()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -148,3 +153,9 @@ class Meter:
         with contextlib.suppress(OSError):  # a full disk is told of by whoever writes a result
             beside.write_text(so_far.model_dump_json(), encoding="utf-8")
             beside.replace(self._kept)
+
+
+def _accelerator_in_use() -> Any:
+    """Return ``torch.cuda`` where something of this process lies on a GPU; nothing is imported, and no driver asked, to find out."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None

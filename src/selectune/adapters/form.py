@@ -101,7 +101,8 @@ def put_changed(model: Any, folder: Path) -> None:
             if part is None or part.form == "whole":
                 parameters[name].copy_(values)
             else:
-                (part if values.dim() > 1 or part.form != "blocks" else part.flat()).put(parameters[name].data, values)
+                part = part if values.dim() > 1 or part.form != "blocks" else part.flat()
+                part.put(parameters[name].data, values.to(parameters[name].device))
 
 
 def load_specialist(base: Base, folder: str | Path) -> Any:

@@ -103,8 +103,12 @@ class Router(Attachment):
         records = torch.zeros_like(logits, dtype=torch.int64)
         if positions is not None:
             records = (positions.expand(logits.shape) == 0).long().cumsum(1)
-        sums = logits.new_zeros(len(logits), int(records.max()) + 1)
-        means = sums.scatter_add(1, records, logits) / sums.scatter_add(1, records, torch.ones_like(logits)).clamp(min=1)
+        zeros = logits.new_zeros(len(logits), int(records.max()) + 1, dtype=torch.float32)  # in bf16 a GPU counts to 256
+
+        def sums(values: Tensor) -> Tensor:
+            return zeros.scatter_add(1, records, values.float()).to(values.dtype)
+
+        means = sums(logits) / sums(torch.ones_like(logits)).clamp(min=1)
         soft = torch.sigmoid(means.gather(1, records))
         return (soft >= 0.5).float() + (soft - soft.detach())
 

@@ -57,8 +57,8 @@ class SHiRA(PEFTTuner):
             part, layer = selection.parts[f"{name}.weight"], base.model.get_submodule(name)
             if part.form != "whole":
                 rows, columns = layer.shira_indices["default"].long()
-                chosen = part.mask()[rows.cpu(), columns.cpu()].float()
-                layer.shira_weight["default"].register_hook(lambda gradient, chosen=chosen: gradient * chosen.to(gradient.device))
+                chosen = part.mask()[rows.cpu(), columns.cpu()].float().to(rows.device)
+                layer.shira_weight["default"].register_hook(lambda gradient, chosen=chosen: gradient * chosen)
         return model
 
     def count(self, base: Base, selection: Selection) -> int:

@@ -61,11 +61,11 @@ def mass_on(
     Raises:
         ValueError: no prompt, no step or no token.
     """
-    wanted = torch.tensor(sorted(set(tokens)))
-    if not len(prompts) or not len(wanted) or steps < 1:
-        raise ValueError("the probe needs prompts, steps and tokens")
     split = SplitModel(model)
     device = next(split.causal.parameters()).device
+    wanted = torch.tensor(sorted(set(tokens)), device=device)
+    if not len(prompts) or not len(wanted) or steps < 1:
+        raise ValueError("the probe needs prompts, steps and tokens")
     totals, largest = [], []
     for prompt in prompts:
         cache, new = None, torch.tensor([list(prompt)], device=device)

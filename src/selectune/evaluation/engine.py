@@ -41,7 +41,9 @@ LONGEST_ROW = 2048
 HEAD_ROWS = 1024
 """Positions that meet the vocabulary at once."""
 WORDS = 4096
-"""Words that they meet at once: what is made of them stays in the processor's cache."""
+"""Words that they meet at once on a CPU: what is made of them stays in the processor's cache."""
+MANY_WORDS = 65536
+"""Words that they meet at once on an accelerator: few kernels."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Engine:
         )  # and these on the record
         self.writes_together: bool | None = None
         """Whether answers may be written together; None until it was tried."""
+        self._words = WORDS if self.device.type == "cpu" else MANY_WORDS
         self._form = OWN
         self._short: ShortDecoder | None = None
         if like is None:
@@ -236,7 +239,7 @@ class Engine:
         best = torch.full((len(states), 2 if margins else 1), float("-inf"), device=states.device)
         total, chosen = torch.zeros(len(states), device=states.device), torch.empty(len(row), device=states.device)
         first = 0
-        for logits in self.split.logits_by_words(states.to(self._dtype), WORDS):
+        for logits in self.split.logits_by_words(states.to(self._dtype), self._words):
             here = ((wanted >= first) & (wanted < first + logits.shape[-1])).nonzero().squeeze(-1)
             chosen[here] = logits[row[here], wanted[here] - first].float()
             first += logits.shape[-1]

@@ -76,14 +76,15 @@ def _rows(pieces: list[Encoded], limit: int = 512) -> Iterator[list[Encoded]]:
 @torch.no_grad()
 def _compare(base: Any, specialist: Any, row: list[Encoded], bfloat16: bool) -> list[tuple[float, float]]:
     """Return mean KL(base || specialist) and top-1 agreement over the response positions of each conversation of a row."""
-    ids = torch.tensor([token for piece in row for token in piece.input_ids])
-    places = torch.cat([torch.arange(len(piece.input_ids)) for piece in row])  # restarted: conversations do not see each other
-    learnt = torch.tensor([label != -100 for piece in row for label in [*piece.labels[1:], -100]])
-    owners = torch.tensor([number for number, piece in enumerate(row) for _ in piece.input_ids])[learnt]
+    device = next(base.parameters()).device
+    ids = torch.tensor([token for piece in row for token in piece.input_ids], device=device)
+    places = torch.cat([torch.arange(len(piece.input_ids), device=device) for piece in row])  # restarted: none sees another
+    learnt = torch.tensor([label != -100 for piece in row for label in [*piece.labels[1:], -100]], device=device)
+    owners = torch.tensor([number for number, piece in enumerate(row) for _ in piece.input_ids], device=device)[learnt]
     found = []
     for model in (base, specialist):
         split = SplitModel(model)
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             hidden = split.hidden(input_ids=ids[None], position_ids=places[None])
             found.append(split.logits(hidden[0, learnt]).float().log_softmax(-1))
     ours, theirs = found

@@ -76,8 +76,8 @@ def draw(
     Args:
         opening: at least one token. ends: tokens that are never taken.
     """
-    beams = how.beams
-    ids, never = torch.tensor([list(opening)] * beams), torch.tensor(list(ends), dtype=torch.int64)
+    beams, device = how.beams, next(specialist.parameters()).device
+    ids, never = torch.tensor([list(opening)] * beams, device=device), torch.tensor(list(ends), dtype=torch.int64, device=device)
     totals = torch.full((beams,), -math.inf)
     totals[0] = 0.0  # all beams are alike before the first word
     memories: list[Any] = [None, None]
@@ -88,14 +88,14 @@ def draw(
             said = model(input_ids=ids, past_key_values=memories[number], use_cache=True)
             memories[number] = said.past_key_values
             logits.append(said.logits[:, -1].index_fill(-1, never, -math.inf))
-        scores = contrasted(logits[0], logits[1], how.plausible, how.contrast)
+        scores = contrasted(logits[0], logits[1], how.plausible, how.contrast).cpu()
         summed = (totals[:, None] + scores).flatten()
         taken = _drawn(summed, beams, generator)
         owners, words = taken // scores.shape[1], taken % scores.shape[1]
         totals, written = summed[taken], torch.cat([written[owners], words[:, None]], 1)
+        owners, ids = owners.to(device), words[:, None].to(device)
         for memory in memories:
             memory.reorder_cache(owners)
-        ids = words[:, None]
     return [int(word) for word in written[int(totals.argmax())]]
 
 
@@ -161,6 +161,6 @@ def novelties_of(run: Run, how: Novelty | None = None, *, ask: str | None = None
 
 def log_probability(model: Any, opening: Sequence[int], written: Sequence[int]) -> Tensor:
     """Return the log-probability of each token after an opening, ``(tokens,)`` fp32."""
-    ids = torch.tensor([[*opening, *written]])
+    ids = torch.tensor([[*opening, *written]], device=next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(opening) - 1 : -1].float()
-    return logits.log_softmax(-1).gather(1, torch.tensor(written)[:, None])[:, 0]
+    return logits.log_softmax(-1).gather(1, ids[0, len(opening) :, None])[:, 0]

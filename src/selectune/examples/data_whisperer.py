@@ -100,7 +100,7 @@ def shares(attention: Tensor, bounds: list[int], answer: int) -> Array:
     Args:
         attention: ``(heads, length, length)``, rows attend. bounds, answer: see :class:`Shown`.
     """
-    rows = attention[:, bounds[-1] : answer].float().sum((0, 1))
+    rows = attention[:, bounds[-1] : answer].float().sum((0, 1)).cpu()
     means = np.array([float(rows[start:end].mean()) if end > start else 0.0 for start, end in pairwise(bounds)])
     return means / means.sum() if means.sum() > 0 else np.full(len(means), 1 / max(len(means), 1))
 

@@ -44,7 +44,7 @@ class YesOrNo(Signal):
             pieces = [self._prompt(worker, record, asked) for record in records]
             for number, hidden, _ in worker.states(pieces):
                 with torch.no_grad():
-                    logits = worker.loss.split.logits(hidden[-1:])[0].float()
+                    logits = worker.loss.split.logits(hidden[-1:])[0].float().cpu()
                 yes, no = (torch.logsumexp(logits[self._tokens(worker, words)], 0) for words in (YES, NO))
                 scores[number] *= float(torch.sigmoid(yes - no))
         return scores

@@ -210,15 +210,7 @@ def _words(values: Any) -> Any:
 
 
 def _check_method(line: MethodLine, file: str | Path, number: int) -> None:
-    axes = {
-        "examples": "examples",
-        "parameters": "parameters",
-        "adapters": "form",
-        "objectives": "objective",
-        "policies": "policy",
-        "merging": "finish",
-    }
-    for axis, key in axes.items():
+    for axis, key in catalogue.KEYS.items():
         try:
             catalogue.create(axis, getattr(line, key) or "all", key)
         except UserError as error:

@@ -21,8 +21,7 @@ from selectune.experiment.results import Sheet
 from selectune.experiment.store import Cell, Choice, Measured, Trial
 from selectune.run import Benchmark, Item, write_atomically
 
-_AXES = {"examples": "examples", "parameters": "parameters", "form": "adapters", "objective": "objectives", "policy": "policies",
-         "finish": "merging"}  # fmt: skip
+_AXES = {key: axis for axis, key in catalogue.KEYS.items()}
 """Key of a cell's recipe -> axis of the catalogue."""
 DIGITS = 5
 """Of an item's value."""

@@ -25,13 +25,13 @@ from selectune import recipe as recipes
 from selectune.errors import EXIT_INTERRUPTED, UserError
 from selectune.experiment import jobs
 from selectune.experiment.budget import Facts
-from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, Forked, alone, reason
+from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, Forked, alone, aside, reason
 from selectune.experiment.plan import Missing, Plan, Slot
 from selectune.experiment.progress import Bar
 from selectune.experiment.protocol import Protocol
 from selectune.experiment.record import facts_of, take_up
 from selectune.experiment.store import Choice, Measured, Piece, Store, Trial
-from selectune.models import bf16_is_fast, environment, load_base
+from selectune.models import accelerator, bf16_is_fast, environment, load_base
 from selectune.run import write_atomically
 from selectune.training import Interrupted
 
@@ -125,18 +125,28 @@ class Runner:
             print(f"{found} cells are there already, in {self.record}.", file=sys.stderr)
 
     def _load(self) -> Facts:
-        wanted = self.protocol.training.precision
-        bfloat16 = wanted == "bfloat16" or (wanted == "auto" and bf16_is_fast())
-        self.base = load_base(self.protocol.base, dtype="auto" if bfloat16 else "float32",
+        machine, wanted = self._machine(), self.protocol.training.precision
+        bfloat16 = wanted == "bfloat16" or (wanted == "auto" and machine["bf16_is_fast"])
+        self.base = load_base(self.protocol.base, dtype="auto" if bfloat16 else "float32", device="cpu",
                               trust_remote_code=self.protocol.trust_remote_code)  # fmt: skip
         anatomy = self.base.anatomy
         facts = Facts(fingerprint=self.base.fingerprint, total_parameters=anatomy.total_parameters, bfloat16=bfloat16,
                       blocks=[sum(anatomy.sizes[name] for name in block.parameters) for block in anatomy.blocks])  # fmt: skip
         self._same_precision(facts)
         write_atomically(self.store.facts, facts.model_dump_json(indent=1))
-        machine = environment() | {"threads": self._threads, "workers": self.workers}
-        write_atomically(self.store.folder / "environment.json", json.dumps(machine, indent=1))
         return facts
+
+    def _machine(self) -> dict[str, Any]:
+        """Return what the machine is, as a process found it that has gone since."""
+        file = self.store.folder / "environment.json"
+
+        def look() -> None:
+            found = environment() | {"bf16_is_fast": bf16_is_fast(), "threads": self._threads, "workers": self.workers}
+            write_atomically(file, json.dumps(found, indent=1))
+
+        aside(look)
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
 
     def _same_precision(self, facts: Facts) -> None:
         """Refuse to begin anew, because this machine computes in another precision, what was begun elsewhere.
@@ -267,6 +277,7 @@ class Runner:
         def recorded() -> None:
             for key, work in works.items():
                 try:
+                    self.base.model.to(accelerator())
                     piece = work()
                 except Interrupted:  # no failure: it has left a checkpoint
                     raise

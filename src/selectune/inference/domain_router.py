@@ -34,13 +34,14 @@ def features(model: Any, prompts: Sequence[Sequence[int]], depths: Sequence[floa
     Args:
         prompts: token ids, the answers not among them. depths: shares of the base's blocks.
     """
-    split, count = SplitModel(model), len(Anatomy.of(model).blocks)
+    split, count, device = SplitModel(model), len(Anatomy.of(model).blocks), next(model.parameters()).device
     layers = [max(round(depth * count), 1) for depth in depths]
     rows = []
     for prompt in prompts:  # one by one: nothing is padded
-        states = split.decoder(input_ids=torch.tensor([list(prompt)]), output_hidden_states=True, use_cache=False).hidden_states
+        ids = torch.tensor([list(prompt)], device=device)
+        states = split.decoder(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         rows.append(torch.cat([states[layer][0].float().mean(0) for layer in layers]))
-    return torch.stack(rows)
+    return torch.stack(rows).cpu()
 
 
 @dataclass

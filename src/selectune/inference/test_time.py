@@ -219,10 +219,10 @@ def _learn(
         value.data = value.data.float()
         value.requires_grad_(True)
     optimiser, losses = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0), []
-    whole = LossOfModel(model, CrossEntropy(), bfloat16)
+    whole, device = LossOfModel(model, CrossEntropy(), bfloat16), next(model.parameters()).device
     with whole.attending(list(rows)):
         for row in rows:
-            inputs = stack([row])
+            inputs = {key: value.to(device) for key, value in stack([row]).items()}
             loss = whole(**inputs) / (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
             loss.backward()
             optimiser.step()

@@ -48,7 +48,7 @@ def average(models: Sequence[nn.Module], weights: Sequence[float] | None = None)
     for name, first in every[0].items():
         total = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
         for share, values in zip(shares, every, strict=True):
-            total += share / sum(shares) * values[name].double()
+            total += share / sum(shares) * values[name].to(total)
         found[name] = total.to(first.dtype)
     return found
 

@@ -38,7 +38,7 @@ class ExpertPool:
         self.base, self.model = base, base.model
         self._blocks = mixtures(base.anatomy)
         self._numbers: dict[str | None, int] = {None: 0}
-        self._places = {block.index: torch.arange(block.experts)[None] for block in self._blocks}
+        self._places = {block.index: torch.arange(block.experts, device=self.model.device)[None] for block in self._blocks}
         self._tokens: Tensor | None = None
         for block in self._blocks:
             experts_of(self.model, block).register_forward_pre_hook(self._rerouted(block.index))
@@ -85,11 +85,11 @@ class ExpertPool:
             stack = self.model.get_parameter(key).data
             fresh = stack[tuned].clone()
             if key in changed:
-                fresh[torch.searchsorted(torch.tensor(tuned), changed[key].index)] = values[key].to(fresh.dtype)
+                fresh[torch.searchsorted(torch.tensor(tuned), changed[key].index)] = values[key].to(fresh)
             setattr(module, key.rpartition(".")[2], nn.Parameter(torch.cat([stack, fresh]), requires_grad=False))
         places[tuned] = torch.arange(size, size + len(tuned))
         module.num_experts = size + len(tuned)
-        self._places[block.index] = torch.cat([self._places[block.index], places[None]])
+        self._places[block.index] = torch.cat([self._places[block.index], places[None].to(self.model.device)])
 
     @contextmanager
     def serving(self, adapters: Sequence[str | None]) -> Iterator[Any]:
@@ -105,7 +105,7 @@ class ExpertPool:
             if name not in self._numbers:
                 raise UserError(f"no tuned experts are called '{name}'{nearest(str(name), self.names())}", field="adapters",
                                 expected=f"one of {', '.join(self.names())}, or None for the base")  # fmt: skip
-        self._tokens = torch.tensor([self._numbers[name] for name in adapters])
+        self._tokens = torch.tensor([self._numbers[name] for name in adapters], device=self.model.device)
         try:
             yield self.model
         finally:
@@ -120,7 +120,7 @@ class ExpertPool:
                 raise UserError(
                     f"a batch is no multiple of the {len(self._tokens)} sequences that adapters were named for", field="adapters"
                 )
-            number = self._tokens.repeat_interleave(len(chosen) // len(self._tokens)).to(chosen.device)
-            return hidden, self._places[block].to(chosen.device)[number[:, None], chosen], *rest
+            number = self._tokens.repeat_interleave(len(chosen) // len(self._tokens))
+            return hidden, self._places[block][number[:, None], chosen], *rest
 
         return hook

@@ -74,7 +74,7 @@ def export_run(run: Run, target: Path, gguf: bool = False, dtype: str = "auto") 
     partial = file.with_name(f".{file.name}")
     try:
         write_gguf(merged, tokenizer, partial, wanted, run.name)
-        difference = _compare(_read_gguf(partial), reference)
+        difference = _compare(_read_gguf(partial, merged.device), reference)
         _refuse(difference, TOLERANCES[wanted], file)
         partial.rename(file)
     finally:
@@ -104,7 +104,8 @@ def merged(base: Base, folder: Path) -> Any:
 
 @torch.no_grad()
 def _logits(model: Any, tokenizer: Any) -> list[Tensor]:
-    return [model(**tokenizer(text, return_tensors="pt"), use_cache=False).logits.float() for text in TEXTS]
+    batches = [tokenizer(text, return_tensors="pt").to(model.device) for text in TEXTS]
+    return [model(**batch, use_cache=False).logits.float() for batch in batches]
 
 
 def _compare(base: Any, reference: list[Tensor]) -> float:
@@ -115,15 +116,16 @@ def _compare(base: Any, reference: list[Tensor]) -> float:
     return max(float((ours - theirs).abs().max()) for ours, theirs in zip(found, reference, strict=True))
 
 
-def _read_gguf(file: Path) -> Any:
+def _read_gguf(file: Path, device: torch.device) -> Any:
     from types import SimpleNamespace
 
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    return SimpleNamespace(model=model.eval(), tokenizer=AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name))
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return SimpleNamespace(model=model.to(device).eval(), tokenizer=tokenizer)
 
 
 def _refuse(difference: float, tolerance: float, target: Path) -> None:

@@ -65,7 +65,7 @@ def write_gguf(model: Any, tokenizer: Any, file: Path, dtype: torch.dtype, name:
         if ARCHITECTURES[config.model_type] == "LLAMA" and key.endswith(("q_proj.weight", "k_proj.weight")):
             value = _permute(value, heads if "q_proj" in key else shared)
         kept = torch.float32 if value.ndim == 1 else dtype
-        tensor = value.to(kept).contiguous()
+        tensor = value.to("cpu", kept).contiguous()
         if kept == torch.bfloat16:
             data = tensor.view(torch.int16).numpy().view("uint8")
             writer.add_tensor(target, data, raw_dtype=raw[kept])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from selectune.merging.delta import Delta
-from selectune.parameters.factors.allocation import best
+from selectune.parameters.factors.allocation import is_best
 from selectune.parameters.factors.gradients import each_gradient, first, rows_of
 from selectune.parameters.factors.trial import loss_on
 from selectune.parameters.selection import Part, Selection
@@ -40,7 +40,7 @@ class Mask:
     def __init__(self, change: dict[str, Tensor], entries: int, generator: torch.Generator) -> None:
         self.change = change
         self.patch = _most({name: value.abs() for name, value in change.items()}, entries)
-        self.logits = {name: torch.rand(value.shape, generator=generator) for name, value in change.items()}
+        self.logits = {name: torch.rand(value.shape, generator=generator).to(value.device) for name, value in change.items()}
 
     def share(self, name: str) -> Tensor:
         """Return how much of each entry's change is taken, between 0 and 1."""
@@ -79,13 +79,13 @@ def graft(
         UserError: the delta belongs to another base.
     """
     delta.belongs(context.base)
-    change = {}
-    for name, part in delta.selection.parts.items():
-        change[name] = torch.zeros(part.shape)
-        part.put(change[name], delta.changes(name).float())
-    mask = Mask(change, entries, context.generator)
     model = copy.deepcopy(context.base.model).float()
     weights = dict(model.named_parameters())
+    change = {}
+    for name, part in delta.selection.parts.items():
+        change[name] = torch.zeros(part.shape, device=weights[name].device)
+        part.put(change[name], delta.changes(name).float().to(change[name].device))
+    mask = Mask(change, entries, context.generator)
     before = {name: weights[name].detach().clone() for name in change}
     records = first(context.train, examples)
     rows = rows_of(context, records, packed=True)
@@ -126,8 +126,7 @@ def graft(
 def _most(size: dict[str, Tensor], entries: int) -> dict[str, Tensor]:
     """Return bool masks of the largest entries, so many in all; ties by order."""
     sizes = [value.numel() for value in size.values()]
-    taken = torch.zeros(sum(sizes), dtype=torch.bool)
-    taken[best(torch.cat([value.view(-1) for value in size.values()]), entries)] = True
+    taken = is_best(torch.cat([value.view(-1) for value in size.values()]), entries)
     return {name: piece.view(value.shape) for (name, value), piece in zip(size.items(), taken.split(sizes), strict=True)}
 
 

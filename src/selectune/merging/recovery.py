@@ -234,6 +234,7 @@ class _Enough(Exception):
 def _states(model: Any, prompts: Prompts, settings: Recovery) -> Tensor:
     """Return each prompt's last state before ``settings.block``, ``(prompts, hidden)``; each is a pass of its own, so nothing is padded."""
     split, blocks, found = SplitModel(model), Anatomy.of(model).blocks, []
+    device = next(model.parameters()).device
 
     def take(layer: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         found.append((inputs[0] if inputs else keywords["hidden_states"])[0, -1])
@@ -245,7 +246,7 @@ def _states(model: Any, prompts: Prompts, settings: Recovery) -> Tensor:
     try:
         for prompt in prompts:
             try:
-                split.hidden(input_ids=torch.tensor([list(prompt)]))
+                split.hidden(input_ids=torch.tensor([list(prompt)], device=device))
             except _Enough:
                 continue
     finally:

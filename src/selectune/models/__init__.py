@@ -3,13 +3,14 @@
 from selectune.models.anatomy import Anatomy, Block
 from selectune.models.builtin import BUILTIN, cache_folder
 from selectune.models.load import Base, fingerprint, load_base, locate
-from selectune.models.machine import bf16_is_fast, doctor, environment
+from selectune.models.machine import accelerator, bf16_is_fast, doctor, environment
 
 __all__ = [
     "BUILTIN",
     "Anatomy",
     "Base",
     "Block",
+    "accelerator",
     "bf16_is_fast",
     "cache_folder",
     "doctor",

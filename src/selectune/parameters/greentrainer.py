@@ -159,7 +159,7 @@ class GreenTrainer(ParameterMethod):
         found = dict.fromkeys(names, 0.0)
 
         def add(name: str, gradient: Tensor, tokens: int) -> None:
-            found[name] -= float((gradient * stepped.change(name).cpu()).sum())
+            found[name] -= float((gradient * stepped.change(name)).sum())
 
         each_gradient(stepped.model, rows, names, add, meter=context.meter, bfloat16=context.bfloat16, quiet=context.quiet)
         context.examples_scored = len(records)

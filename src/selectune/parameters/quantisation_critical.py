@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from selectune.parameters.factors.allocation import best
-from selectune.parameters.factors.gradients import first, rows_of
+from selectune.parameters.factors.gradients import batch_of, first, rows_of
 from selectune.parameters.factors.trial import hooked
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
@@ -82,7 +82,8 @@ class QuantisationCritical(ParameterMethod):
 
         with hooked(modules, measure), torch.autocast(model.device.type, torch.bfloat16, enabled=context.bfloat16):
             for row in rows:
-                model.base_model(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None], use_cache=False)
+                batch = batch_of(model, [row])
+                model.base_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
                 context.meter.count(forward=len(row["input_ids"]))
         context.examples_scored = len(records)
         return {name: (wrong[name] / whole[name]) ** 0.5 if whole[name] else 0.0 for name in modules}

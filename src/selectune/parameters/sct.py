@@ -17,7 +17,7 @@ from torch import Tensor
 from selectune.errors import UserError
 from selectune.models.head import SplitModel
 from selectune.parameters.factors.allocation import best
-from selectune.parameters.factors.gradients import first, rows_of
+from selectune.parameters.factors.gradients import batch_of, first, rows_of
 from selectune.parameters.factors.targets import Target, targets
 from selectune.parameters.factors.trial import in_bfloat16
 from selectune.parameters.method import Context, ParameterMethod
@@ -69,7 +69,8 @@ class SalientChannels(ParameterMethod):
         records = first(context.train, self.examples)
         context.examples_scored = len(records)
         squares: dict[str, dict[Target, Tensor]] = defaultdict(dict)
-        split, source = SplitModel(context.base.model), ""
+        model, source = context.base.model, ""
+        split = SplitModel(model)
 
         def watch(target: Target) -> Any:
             def look(layer: Any, inputs: Any, output: Tensor) -> None:
@@ -81,12 +82,13 @@ class SalientChannels(ParameterMethod):
 
         with ExitStack() as stack:
             for target in eligible:
-                layer = context.base.model.get_submodule(target.name.removesuffix(".weight"))
+                layer = model.get_submodule(target.name.removesuffix(".weight"))
                 stack.callback(layer.register_forward_hook(watch(target)).remove)
             for record in records:
                 source = record.source
                 for row in rows_of(context, [record]):
-                    with torch.autocast(row["input_ids"].device.type, torch.bfloat16, enabled=in_bfloat16(context)):
-                        split.hidden(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None])
+                    batch = batch_of(model, [row])
+                    with torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16(context)):
+                        split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
                     context.meter.count(forward=len(row["input_ids"]))
         return {target: torch.stack([one[target].sqrt() for one in squares.values()]).mean(0) for target in eligible}

@@ -35,6 +35,8 @@ class Part:
     """``(n,)`` int64, sorted, each once; any iterable of numbers is taken."""
     size: int = 1
     """Side of a block, for form ``blocks``."""
+    _moved: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    """The index on other devices, kept there."""
 
     def __post_init__(self) -> None:
         given = self.index if isinstance(self.index, Tensor) else torch.tensor(list(self.index), dtype=torch.int64)
@@ -88,6 +90,12 @@ class Part:
         """Return the same entries as single elements."""
         return Part(self.shape, "elements", self.mask().view(-1).nonzero().squeeze(-1))
 
+    def index_on(self, device: torch.device) -> Tensor:
+        """Return :attr:`index` on a device; once moved, it stays there too."""
+        if device not in self._moved:
+            self._moved[device] = self.index.to(device)
+        return self._moved[device]
+
     def take(self, tensor: Tensor) -> Tensor:
         """Return the chosen entries of a tensor of this shape: ``(n, ...)`` rows, ``(rows, n)`` columns, ``(n, size, size)`` blocks,
         ``(n,)`` elements.
@@ -97,7 +105,7 @@ class Part:
         """
         if self.form == "whole":
             return tensor.clone()
-        index = self.index.to(tensor.device)
+        index = self.index_on(tensor.device)
         if self.form == "rows":
             return tensor[index]
         if self.form == "columns":
@@ -108,7 +116,7 @@ class Part:
 
     def put(self, tensor: Tensor, values: Tensor) -> None:
         """Write entries, in the layout of :meth:`take`, into a tensor in place."""
-        values, index = values.to(tensor.dtype), self.index.to(tensor.device)
+        values, index = values.to(tensor), self.index_on(tensor.device)
         if self.form == "whole":
             tensor.copy_(values)
         elif self.form == "rows":

@@ -58,7 +58,8 @@ class SMT(Scored):
 
     def _added_up(self, context: Context, eligible: list[Target]) -> Scores:
         """Return the sum of the gradients of a warm-up."""
-        total: dict[str, Tensor] = {target.name: torch.zeros(target.shape) for target in eligible}
+        device = context.base.model.device
+        total: dict[str, Tensor] = {target.name: torch.zeros(target.shape, device=device) for target in eligible}
 
         def add(step: int, trained: dict[str, Tensor]) -> None:
             for name, value in trained.items():

@@ -79,7 +79,7 @@ class SPT(Budgeted):
         sizes = torch.tensor([target.count for target in eligible])
         flat = torch.cat([scores.pop(target.name).view(-1) for target in eligible])
         places = best(flat, min(4 * budget, len(flat)))
-        places = places[flat[places].argsort(descending=True, stable=True)]
+        places = places[flat[places].argsort(descending=True, stable=True)].cpu()
         owner = torch.bucketize(places, sizes.cumsum(0), right=True)
         structured = torch.tensor([self.rank * sum(t.shape) if len(t.shape) == 2 else t.count for t in eligible])
         limits = torch.tensor([self.alpha if len(target.shape) == 2 else self.beta for target in eligible])

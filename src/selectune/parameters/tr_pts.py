@@ -49,7 +49,7 @@ class TRPTS(PerNeuron):
                             expected=f"at most {narrowest}")  # fmt: skip
         sizes = torch.tensor([target.count for target in eligible])
         top = best(torch.cat([scores[target.name].view(-1) for target in eligible]), max(1, round(self.share * int(sizes.sum()))))
-        owner = torch.bucketize(top, sizes.cumsum(0), right=True)
+        owner = torch.bucketize(top.cpu(), sizes.cumsum(0), right=True)
         blocks = torch.tensor([target.block for target in eligible])
         found = torch.bincount(blocks[owner], minlength=int(blocks.max()) + 1)[blocks]
         least = int(found[found > 0].min())

@@ -23,12 +23,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from selectune import catalogue
-from selectune.catalogue import Method
+from selectune.catalogue import KEYS, Method
 from selectune.errors import UserError, nearest
 from selectune.run import write_atomically
 
-KEYS = {"adapters": "form", "objectives": "objective", "policies": "policy", "merging": "finish"}
-"""Axis -> the recipe's key, where the two differ."""
 FAMILIES = {
     "parameters": "Ways to choose weights that belong to no other family.",
     "blocks": "Whole transformer blocks are chosen. What lies below the lowest one needs no backward pass, so the choice decides the cost.",
@@ -99,7 +97,7 @@ def show_methods(axis: str | None = None, console: Console | None = None) -> Non
         raise UserError(f"unknown axis '{axis}'{nearest(axis, catalogue.AXES)}", expected=f"one of {', '.join(catalogue.AXES)}",
                         mend="name an axis, or `selectune methods show NAME` for one method")  # fmt: skip
     for each in [axis] if axis else catalogue.AXES:
-        table = Table(title=f"[bold]{each}[/]: {question(each)} (recipe key `{KEYS.get(each, each)}`)", title_justify="left",
+        table = Table(title=f"[bold]{each}[/]: {question(each)} (recipe key `{KEYS[each]}`)", title_justify="left",
                       box=SIMPLE_HEAD, padding=(0, 2, 0, 0), title_style="")  # fmt: skip
         table.add_column("method", no_wrap=True, style="bold")
         table.add_column("summary", ratio=3)
@@ -279,7 +277,7 @@ def _index(by_family: dict[str, list[type[Method]]]) -> str:
         lines += [
             "",
             f"## {axis}",
-            f"{question(axis)} Recipe key `{KEYS.get(axis, axis)}`.",
+            f"{question(axis)} Recipe key `{KEYS[axis]}`.",
             "",
             "| family | methods |",
             "|---|---|",

@@ -12,7 +12,7 @@ Does not know: which entries were chosen, or why.
 from __future__ import annotations
 
 import warnings
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -54,9 +54,10 @@ def train_entries(model: nn.Module, selection: Selection) -> dict[str, nn.Parame
         if part.form == "blocks" and not part.tiles():
             part = part.flat()
         made[name] = nn.Parameter(part.take(weight.detach()).float())
+        trained = _Trained(weight, part, made[name])
         for module, key in places:  # a tied weight is in two modules, and so are its entries
             module.register_parameter(f"{ENTRIES}{key}", made[name])
-            _become_partial(module, key, _Trained(weight, part, made[name]))
+            _become_partial(module, key, trained)
             if part.form == "rows" and weight.dim() > 2 and hasattr(module, "config"):
                 config: Any = module.config
                 config._experts_implementation = "eager"  # the one that reads its experts one by one
@@ -125,7 +126,7 @@ class _Trained:
     def __init__(self, weight: nn.Parameter, part: Part, values: nn.Parameter) -> None:
         self.weight, self.part, self.values = weight, part, values
         in_fp32 = weight.dtype == torch.float32 and weight.device.type == "cpu"  # bf16 products are faster than sums one by one
-        self.product = _Product(part, one_by_one=in_fp32) if weight.dim() == 2 else None
+        self.product = _Product(part, one_by_one=in_fp32, device=weight.device) if weight.dim() == 2 else None
         self.rows: Tensor | None = None
         if part.form == "rows":
             self.rows = torch.full((part.shape[0],), -1, dtype=torch.int64)
@@ -141,13 +142,19 @@ class _Trained:
         """Return the weight as a function of its entries; for modules that use it in ways of their own."""
         weight = self.current()
         if self.part.form == "columns":
-            return weight.index_copy(1, self.part.index.to(weight.device), self.values.to(weight.dtype))
+            return weight.index_copy(1, self.part.index_on(weight.device), self.values.to(weight.dtype))
         if self.part.form == "rows":
-            return weight.index_copy(0, self.part.index.to(weight.device), self.values.to(weight.dtype))
-        flat = self.part.flat()
-        order = self.part.take(torch.arange(weight.numel()).view(weight.shape)).reshape(-1).argsort()
-        values = self.values.reshape(-1)[order.to(weight.device)].to(weight.dtype)
-        return weight.view(-1).index_copy(0, flat.index.to(weight.device), values).view(weight.shape)
+            return weight.index_copy(0, self.part.index_on(weight.device), self.values.to(weight.dtype))
+        places, order = self._flat
+        values = self.values.reshape(-1)[order].to(weight.dtype)
+        return weight.view(-1).index_copy(0, places, values).view(weight.shape)
+
+    @cached_property
+    def _flat(self) -> tuple[Tensor, Tensor]:
+        """The places of the entries in the flat weight, rising, and which of the values goes to each."""
+        every = torch.arange(self.weight.numel(), device=self.weight.device).view(self.weight.shape)
+        places, order = self.part.take(every).reshape(-1).sort()
+        return places, order
 
 
 class _Stack:
@@ -170,15 +177,15 @@ class _Product:
     :attr:`rows` and :attr:`columns` name (all, where they are None).
 
     Args:
-        one_by_one: sum scattered entries one by one where they are few.
+        one_by_one: sum scattered entries one by one where they are few. device: where the products are made; left out, the CPU.
     """
 
-    def __init__(self, part: Part, one_by_one: bool = False) -> None:
+    def __init__(self, part: Part, one_by_one: bool = False, device: torch.device | None = None) -> None:
         self.part = part
         self._sampled: _Sampled | None = None
         self.rows: Tensor | None = None
         self.columns: Tensor | None = None
-        index, (down, across) = part.index, part.shape
+        index, (down, across) = part.index if device is None else part.index_on(device), part.shape
         if part.form == "rows":
             self.rows = index
         elif part.form == "columns":
@@ -196,7 +203,7 @@ class _Product:
             if one_by_one and len(index) <= SCATTERED * shape[0] * shape[1]:
                 self._sampled = _Sampled(place, shape)
         else:
-            step = torch.arange(part.size)
+            step = torch.arange(part.size, device=index.device)
             grid = across // part.size
             columns, self._column_of = (index % grid).unique(return_inverse=True)
             self.columns = (columns[:, None] * part.size + step).view(-1)
@@ -317,7 +324,7 @@ def _become_partial(module: nn.Module, key: str, trained: _Trained) -> None:
 
         body["forward"] = forward
     elif type(module) is nn.Embedding and trained.rows is not None:
-        rows = trained.rows
+        rows = trained.rows.to(trained.weight.device)
 
         def embed(self: Any, tokens: Tensor) -> Tensor:
             output = functional.embedding(tokens, trained.current(), self.padding_idx)

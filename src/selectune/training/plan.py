@@ -123,11 +123,11 @@ def remembers(model: Any, recipe: TrainingRecipe, lengths: list[int]) -> bool:
 
 
 def rows_remembered(model: Any, rows: int, length: int, file_limit: int = 16 << 30) -> tuple[int, int]:
-    """Return how many of ``rows`` sequences a frozen beginning is kept of, and the bytes of memory that this takes."""
+    """Return how many of ``rows`` sequences a frozen beginning is kept of, and the bytes that this takes of the model's own memory."""
     embedding = model.get_input_embeddings().weight
     each = length * embedding.shape[-1] * embedding.dtype.itemsize
     if each * rows <= psutil.virtual_memory().available * MEMORY_SHARE:
-        return rows, each * rows
+        return rows, each * rows if embedding.device.type == "cpu" else 0
     return min(rows, max(file_limit // each, 1)), 0  # in a file
 
 

@@ -181,8 +181,6 @@ def calibrate(
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as name, Meter("calibration") as meter:
         begin, place = time.perf_counter(), Path(name)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         try:
             train(model, rows, dev, recipe=short, steps=1000, learning_rate=0.0, objective=objective, bfloat16=bfloat16,
                   folder=place / "checkpoints", metrics=place / "metrics.jsonl", seed=seed, meter=meter, quiet=True,
@@ -215,7 +213,7 @@ def calibrate(
         evaluated_known=evaluated[-1] if evaluated else 0.0,
         checkpoint=watch.checkpoint,
         finish=finish,
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else meter.cost.peak_memory_bytes,
+        peak_memory_bytes=meter.cost.peak_memory_bytes,
         remembered=room,
     )
 
@@ -473,5 +471,7 @@ class _Watch(TrainerCallback):
         self.checkpoint = self._lap()
 
     def _lap(self) -> float:
+        if torch.cuda.is_available():  # it is told what to do, and does it later
+            torch.cuda.synchronize()
         last, self._last = self._last, time.perf_counter()
         return self._last - last

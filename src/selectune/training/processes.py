@@ -84,11 +84,15 @@ def _state() -> Any:
 
 
 def start(run: Run, processes: int, quiet: bool) -> None:
-    """Train a run in several processes on this machine, cores shared evenly, and wait for them.
+    """Train a run in several processes on this machine, cores shared evenly, each on a GPU where there are any, and wait for them.
 
     Raises:
-        UserError: what one of them raised, or that one died. Interrupted: Ctrl-C; a checkpoint was written.
+        UserError: GPUs are too few, what one of them raised, or that one died. Interrupted: Ctrl-C; a checkpoint was written.
     """
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise UserError(f"each of {processes} processes trains on a GPU of its own, and there are {gpus}", field="training.processes",
+                        expected=f"at most {gpus}", mend="lower it, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command")  # fmt: skip
     threads = max(1, (psutil.cpu_count(logical=False) or 1) // processes)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

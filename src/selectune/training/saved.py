@@ -55,7 +55,7 @@ def saved_bytes(
     ):
         records = {"records": record_spans(batch["position_ids"], batch["labels"])} if by_record else {}
         with (
-            torch.random.fork_rng(devices=[]),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
             recomputing(note),
         ):

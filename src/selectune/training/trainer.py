@@ -281,7 +281,7 @@ def train(
         run_name=run_name,
         seed=seed,
         data_seed=seed,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=next(model.parameters()).device.type == "cpu",
         max_steps=steps,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
@@ -313,6 +313,8 @@ def train(
         ddp_find_unused_parameters=bool(any(block.experts for block in Anatomy.of(SplitModel(model).causal).blocks)),
         ddp_broadcast_buffers=False,
     )
+    if arguments.n_gpu > 1:  # one process trains on one GPU; else every batch would be shared out among all
+        arguments._n_gpu = 1
     numbered = [{**row, "row": torch.tensor(number)} for number, row in enumerate([*train_data, *dev_data])]
     step_tokens = sum(len(row["input_ids"]) for row in train_data) / len(train_data) * recipe.batch_sequences
     bar = ProgressAndMetrics(metrics, step_tokens, quiet, processes.first())

@@ -95,5 +95,5 @@ def moved_slope(finish: Callable[[Tensor], Tensor], raw: Tensor, moving: Tensor,
     steep, bent = jvp(lambda some: jvp(finish, (some,), (ones,))[1], (raw,), (moving,))  # type: ignore[misc]
     shares = logits.softmax(-1)
     change = shares * (moved - (shares * moved).sum(-1, keepdim=True))
-    shares[torch.arange(len(targets)), targets] -= 1
+    shares[torch.arange(len(targets), device=targets.device), targets] -= 1
     return steep * shares, steep * change + bent * shares

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selectune.data.chat import Encoded
 from selectune.data.records import Record
 from selectune.errors import UserError
-from selectune.examples.factors.signals import Signal, Worker, pack_in_order, packs
+from selectune.examples.factors.signals import Signal, Worker
 from selectune.training.prefix import passed_over
 
 Array = np.ndarray
@@ -32,7 +32,7 @@ class Linear:
 
     module: str
     outputs: Tensor | None
-    """``(n,)`` int64; None: all."""
+    """``(n,)`` int64, on the base's device; None: all."""
 
 
 def last_linear(base: Any, *roles: str) -> Linear:
@@ -52,7 +52,7 @@ def last_linear(base: Any, *roles: str) -> Linear:
         for name, part in found.items():
             module = name.removesuffix(".weight")
             if name.endswith(".weight") and len(part.shape) == 2 and module in base.anatomy.blocks[last].linears:
-                return Linear(module, None if part.form == "whole" else part.index)
+                return Linear(module, None if part.form == "whole" else part.index.to(base.model.device))
     raise UserError(f"the last block of this base has no layer of the kind {' or '.join(roles)}", field="base",
                     expected="a base with linear layers")  # fmt: skip
 
@@ -103,8 +103,7 @@ def gradients_at(
         entered: by the number of a piece what enters the last block, as far as it is known.
     """
     model, known = worker.base.model, entered or {}
-    groups = list(packs([len(piece.input_ids) for piece in pieces], worker.encoder.max_length))
-    rows = [pack_in_order([pieces[member] for member in members]) for members in groups]
+    groups, rows = worker.rows(pieces)
     met: dict[str, Tensor] = {}
 
     def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -151,8 +150,9 @@ class Effort(Signal):
         layer = last_linear(worker.base, "value")
         owners, pieces, counts = pieces_of(worker, records)
         found: dict[int, Tensor] = {}
+        side: Tensor | None = None
         for member, _, inward, outward in gradients_at(worker, pieces, layer):
-            side = self.input_side(inward.shape[1]).to(inward.device)
+            side = self.input_side(inward.shape[1]).to(inward.device) if side is None else side
             gradient = outward.T @ (inward @ side.T)
             found[owners[member]] = found[owners[member]] + gradient if owners[member] in found else gradient
         norms = [float(found[number].norm()) / counts[number] if number in found else 0.0 for number in range(len(records))]

@@ -25,6 +25,8 @@ from selectune.data.records import Message, Record
 from selectune.meter import Meter
 
 Array = np.ndarray
+Projection = tuple[Tensor, Tensor, Tensor]
+"""Of a matrix's gradient: the adapter's input side, and the places and signs of its output side in the sketch."""
 
 
 @dataclass
@@ -45,12 +47,17 @@ class Worker:
 
         return LossOfModel(self.base.model, CrossEntropy(), self.bfloat16)
 
+    def rows(self, pieces: list[Encoded]) -> tuple[list[list[int]], list[dict[str, Tensor]]]:
+        """Return the numbers of the pieces that share a row, and the rows, on the base's device."""
+        groups, device = list(packs([len(piece.input_ids) for piece in pieces], self.encoder.max_length)), self.base.model.device
+        rows = [pack_in_order([pieces[member] for member in members]) for members in groups]
+        return groups, [{key: value.to(device) for key, value in row.items()} for row in rows]
+
     def states(self, pieces: list[Encoded]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Give each piece's number, hidden states ``(length, hidden)`` and labels ``(length,)``; several pieces go through the base at once."""
         from selectune.data.packing import record_spans
 
-        groups = list(packs([len(piece.input_ids) for piece in pieces], self.encoder.max_length))
-        rows = [pack_in_order([pieces[member] for member in members]) for members in groups]
+        groups, rows = self.rows(pieces)
         with torch.no_grad(), self.loss.attending(rows):
             for members, row in zip(groups, rows, strict=True):
                 inputs: dict[str, Any] = {key: row[key][None] for key in ("input_ids", "position_ids")}
@@ -201,18 +208,18 @@ class GradientSketch(Signal):
     def measure(self, worker: Worker | None, records: list[Record]) -> Array:
         assert worker is not None
         pieces = [(number, piece) for number, record in enumerate(records) for piece in worker.encoder.encode(record)]
-        found = torch.zeros(len(records), self.dimension)
+        found = torch.zeros(len(records), self.dimension, device=worker.base.model.device)
         counts = np.zeros(len(records))
-        groups = list(packs([len(piece.input_ids) for _, piece in pieces], worker.encoder.max_length))
-        rows = [pack_in_order([pieces[member][1] for member in members]) for members in groups]
+        groups, rows = worker.rows([piece for _, piece in pieces])
+        projections: dict[int, Projection] = {}
         for number, piece in pieces:
             counts[number] += sum(label != -100 for label in piece.labels[1:])
         with worker.loss.attending(rows):
             for members, row in zip(groups, rows, strict=True):
                 ends = np.cumsum([len(pieces[member][1].input_ids) for member in members]).tolist()
                 spans = list(zip([0, *ends[:-1]], ends, strict=True))
-                self._one_row(worker, row, spans, [pieces[member][0] for member in members], found)
-        values = found.numpy() / np.maximum(counts, 1)[:, None]
+                self._one_row(worker, row, spans, [pieces[member][0] for member in members], projections, found)
+        values = found.cpu().numpy() / np.maximum(counts, 1)[:, None]
         norms = np.linalg.norm(values, axis=1, keepdims=True)
         return (
             np.where(norms > 0, values / np.where(norms > 0, norms, 1), 0).astype(np.float32)
@@ -221,8 +228,9 @@ class GradientSketch(Signal):
         )
 
     def _one_row(
-        self, worker: Worker, row: dict[str, Tensor], spans: list[tuple[int, int]], owners: list[int], into: Tensor
-    ) -> None:
+        self, worker: Worker, row: dict[str, Tensor], spans: list[tuple[int, int]], owners: list[int],
+        projections: dict[int, Projection], into: Tensor,
+    ) -> None:  # fmt: skip
         model, names = worker.base.model, [name for block in worker.base.anatomy.blocks for name in block.linears]
         flags = {name: value.requires_grad for name, value in model.named_parameters()}
         model.requires_grad_(False)
@@ -232,20 +240,27 @@ class GradientSketch(Signal):
             stack.callback(handle.remove)
             for place, name in enumerate(names):
                 module = model.get_submodule(name)
-                stack.callback(module.register_forward_hook(self._hook(place, module, spans, owners, into)).remove)
+                stack.callback(module.register_forward_hook(self._hook(place, spans, owners, projections, into)).remove)
             worker.loss(**{key: value[None] for key, value in row.items()}).backward()
         for name, value in model.named_parameters():
             value.requires_grad_(flags[name])
         worker.meter.count(forward=len(row["input_ids"]), backward=len(row["input_ids"]))
 
-    def _hook(self, place: int, module: Any, spans: list[tuple[int, int]], owners: list[int], into: Tensor) -> Any:
+    def _projection(self, place: int, inputs: int, outputs: int, device: torch.device) -> Projection:
+        generator = torch.Generator().manual_seed(self.sketch_seed * 1_000_003 + place)
+        side = torch.randn(self.rank, inputs, generator=generator) / math.sqrt(self.rank)
+        buckets = torch.randint(self.dimension, (outputs * self.rank,), generator=generator)
+        signs = torch.randint(2, (outputs * self.rank,), generator=generator) * 2.0 - 1
+        return side.to(device), buckets.to(device), signs.to(device)
+
+    def _hook(
+        self, place: int, spans: list[tuple[int, int]], owners: list[int], projections: dict[int, Projection], into: Tensor
+    ) -> Any:
         def after(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             state = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            generator = torch.Generator().manual_seed(self.sketch_seed * 1_000_003 + place)
-            side = torch.randn(self.rank, state.shape[1], generator=generator) / math.sqrt(self.rank)
-            size = output.shape[-1] * self.rank
-            buckets = torch.randint(self.dimension, (size,), generator=generator)
-            signs = torch.randint(2, (size,), generator=generator) * 2.0 - 1
+            if place not in projections:
+                projections[place] = self._projection(place, state.shape[1], output.shape[-1], state.device)
+            side, buckets, signs = projections[place]
             with torch.autocast(state.device.type, enabled=False):
                 met = state.float() @ side.T
 

@@ -152,7 +152,7 @@ def _by_rows(groups: Sequence[Units], budget: int) -> list[Tensor]:
         following = [
             group.scores.view(-1, group.row).gather(1, order[:, count : count + 1]).squeeze(1)
             if count < group.row
-            else torch.full((len(order),), float("-inf"))
+            else group.scores.new_full((len(order),), float("-inf"))
             for group, order, count in zip(groups, orders, counts, strict=True)
         ]
         open_rows = sum(len(order) for group, order, count in zip(groups, orders, counts, strict=True) if count < group.row)
@@ -172,6 +172,6 @@ def _by_rows(groups: Sequence[Units], budget: int) -> list[Tensor]:
 def _row_places(order: Tensor, count: int, extra: Tensor) -> Tensor:
     """Flat places of the first ``count`` entries of every row, and of one more in some rows."""
     width = order.shape[1]
-    rows = torch.arange(len(order))
+    rows = torch.arange(len(order), device=order.device)
     chosen = (rows[:, None] * width + order[:, :count]).view(-1)
     return torch.cat([chosen, extra * width + order[extra, count]] if len(extra) else [chosen]).sort().values

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from selectune.models.head import SplitModel
-from selectune.parameters.factors.gradients import first, rows_of
+from selectune.parameters.factors.gradients import batch_of, first, rows_of
 from selectune.parameters.factors.scores import Scores, Settings, score
 from selectune.parameters.factors.targets import Target
 
@@ -62,9 +62,9 @@ def _copy(context: Context, dtype: torch.dtype) -> Any:
 
 def _loss(model: Any, row: dict[str, Tensor], temperature: float = 1.0) -> Tensor:
     """Return a record's mean loss over its response tokens, with logits divided by a temperature."""
-    split = SplitModel(model)
-    hidden = split.hidden(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None])
-    labels = row["labels"][1:]
+    split, batch = SplitModel(model), batch_of(model, [row])
+    hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+    labels = batch["labels"][0, 1:]
     kept = (labels != -100).nonzero().squeeze(-1)
     return cross_entropy(split.logits(hidden[0, kept]) / temperature, labels[kept])
 
@@ -87,12 +87,12 @@ def synflow(context: Context, targets: Sequence[Target], settings: Settings) -> 
     parameters = dict(model.named_parameters())
     weights = [parameters[target.name].requires_grad_(True) for target in targets]
     split = SplitModel(model)
-    ones = torch.ones(1, 1, context.base.anatomy.hidden_size, dtype=torch.float64)
+    ones = torch.ones(1, 1, context.base.anatomy.hidden_size, dtype=torch.float64, device=model.device)
     logits = model.get_output_embeddings()(split.hidden(inputs_embeds=ones))
     found = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
     context.meter.count(forward=1, backward=1)
     return {
-        target.name: torch.zeros(target.shape) if one is None else _to_float(weight.detach() * one)
+        target.name: torch.zeros(target.shape, device=weight.device) if one is None else _to_float(weight.detach() * one)
         for target, weight, one in zip(targets, weights, found, strict=True)
     }
 

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from selectune.data.packing import pack
-from selectune.models.head import SplitModel
+from selectune.data.packing import pack, stack
 
 if TYPE_CHECKING:
     from selectune.data import Record
     from selectune.meter import Meter
     from selectune.parameters.method import Context
+    from selectune.training.loss import LossOfModel
 
 Statistic = Literal["mean", "absolute", "squared"]
 
@@ -35,6 +35,12 @@ def rows_of(context: Context, records: Sequence[Record], packed: bool = False) -
     """Return records as rows of ``input_ids``, ``labels`` and ``position_ids``, each ``(length,)`` int64: one a record, or packed."""
     pieces = [piece for record in records for piece in context.encoder.encode(record)]
     return pack(pieces, context.encoder.max_length, packed, context.base.tokenizer.pad_token_id)
+
+
+def batch_of(model: Any, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return rows as a batch, ``(rows, longest)`` each, on the device of a model."""
+    device = next(model.parameters()).device
+    return {key: value.to(device) for key, value in stack(list(rows)).items()}
 
 
 def gather(
@@ -59,15 +65,16 @@ def gather(
         alter: changes a row before it is used.
 
     Returns:
-        statistic -> name -> fp32 tensor of the parameter's shape.
+        statistic -> name -> fp32 tensor of the parameter's shape, on its device.
     """
     chosen = first(context.train if records is None else records, examples)
     rows = rows_of(context, chosen, packed)
     rows = rows if alter is None else [alter(row) for row in rows]
-    shapes = {name: value.shape for name, value in context.base.model.named_parameters()}
+    weights = dict(context.base.model.named_parameters())
     wanted = list(names)
     totals: dict[Statistic, dict[str, Tensor]] = {
-        kind: {name: torch.zeros(shapes[name], dtype=torch.float32) for name in wanted} for kind in statistics
+        kind: {name: torch.zeros(weights[name].shape, dtype=torch.float32, device=weights[name].device) for name in wanted}
+        for kind in statistics
     }
 
     def add(name: str, gradient: Tensor, tokens: int) -> None:
@@ -104,7 +111,7 @@ def each_gradient(
 ) -> None:
     """Give each weight's gradient of each row's summed loss to ``use(name, gradient, response tokens)``, and free it.
 
-    The gradient is fp32 on the CPU; the model's flags are put back. Nothing of the model changes.
+    The gradient is fp32 on the weight's device; the model's flags are put back. Nothing of the model changes.
 
     Args:
         labels: ``sampled``: the responses' tokens are drawn from the model instead (the true Fisher information).
@@ -122,7 +129,7 @@ def each_gradient(
     def hook(name: str) -> Callable[[nn.Parameter], None]:
         def take(value: nn.Parameter) -> None:
             assert value.grad is not None
-            use(name, value.grad.float().cpu(), tokens)
+            use(name, value.grad.float(), tokens)
             value.grad = None
 
         return take
@@ -137,10 +144,10 @@ def each_gradient(
     try:
         with whole.attending(list(rows)):
             for row in watched:
-                batch = {key: value[None] for key, value in row.items()}
+                batch = batch_of(model, [row])
                 if labels == "sampled":
-                    batch["labels"] = _sampled(model, batch, generator, bfloat16)
-                tokens = int((batch["labels"][:, 1:] != -100).sum())
+                    batch["labels"] = _sampled(whole, batch, generator)
+                tokens = int((row["labels"][1:] != -100).sum())
                 whole(**batch).backward()
                 if meter is not None:
                     meter.count(forward=batch["input_ids"].numel(), backward=batch["input_ids"].numel())
@@ -153,13 +160,11 @@ def each_gradient(
 
 
 @torch.no_grad()
-def _sampled(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None, bfloat16: bool) -> Tensor:
+def _sampled(whole: LossOfModel, batch: dict[str, Tensor], generator: torch.Generator | None) -> Tensor:
     """Return labels drawn from the model at the places of the true ones."""
-    split = SplitModel(model)
-    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=bfloat16):
-        hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
-        places = (batch["labels"][0, 1:] != -100).nonzero().squeeze(-1)
-        probabilities = split.logits(hidden[0, places]).float().softmax(-1)
+    places = (batch["labels"][0, 1:] != -100).nonzero().squeeze(-1)
+    with whole.autocast():
+        probabilities = whole.split.logits(whole.states(**batch)[0, places]).float().softmax(-1)
     drawn = batch["labels"].clone()
-    drawn[0, places + 1] = torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    drawn[0, places + 1] = torch.multinomial(probabilities.cpu(), 1, generator=generator).squeeze(-1).to(places.device)
     return drawn

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selectune.errors import UserError
 from selectune.models.head import SplitModel
-from selectune.parameters.factors.gradients import first, gather, rows_of
+from selectune.parameters.factors.gradients import batch_of, first, gather, rows_of
 from selectune.parameters.factors.scores import Scores, Settings, score, weights_of
 from selectune.parameters.factors.targets import Target
 from selectune.parameters.factors.trial import hooked, in_bfloat16
@@ -65,10 +65,12 @@ def input_moments(
         seen.update(input=inputs[0], name=name)
 
     rows = rows_of(context, records)
-    split = SplitModel(context.base.model)
-    with hooked(modules, add), torch.autocast(rows[0]["input_ids"].device.type, torch.bfloat16, enabled=in_bfloat16(context)):
+    model = context.base.model
+    split = SplitModel(model)
+    with hooked(modules, add), torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16(context)):
         for row in rows:
-            split.hidden(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None])
+            batch = batch_of(model, [row])
+            split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
             context.meter.count(forward=row["input_ids"].numel())
             seen.clear()
     scaled: dict[int, Tensor] = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from selectune.errors import UserError
 from selectune.models.anatomy import Block
 from selectune.models.head import SplitModel
-from selectune.parameters.factors.gradients import rows_of
+from selectune.parameters.factors.gradients import batch_of, rows_of
 from selectune.parameters.factors.targets import targets
 from selectune.parameters.factors.trial import in_bfloat16
 from selectune.parameters.factors.units import unit_slices
@@ -81,7 +81,7 @@ def awareness(context: Context, records: Sequence[Record]) -> tuple[Tensor, Tens
         entry = model.get_input_embeddings()
         stack.callback(entry.register_forward_hook(lambda _, __, output: output.detach().requires_grad_(True)).remove)
         for row in rows_of(context, records):
-            batch = {key: value[None] for key, value in row.items()}
+            batch = batch_of(model, [row])
             with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=in_bfloat16(context)):
                 hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
                 total = objective.total(split.logits, hidden, batch["labels"])

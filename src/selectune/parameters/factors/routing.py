@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from selectune.errors import UserError
 from selectune.models.anatomy import Anatomy, Block
 from selectune.models.head import SplitModel
-from selectune.parameters.factors.gradients import rows_of
+from selectune.parameters.factors.gradients import batch_of, rows_of
 from selectune.parameters.factors.trial import in_bfloat16
 from selectune.parameters.selection import Part, Selection
 
@@ -88,9 +88,8 @@ def routing(
     def listen(block: Block) -> Any:
         def take(module: Any, inputs: tuple[Any, ...]) -> None:
             _, chosen, weights = inputs[:3]
-            here = kept.to(chosen.device)
-            gates[block.index] += _summed(chosen[here], weights[here], block.experts)
-            counts[block.index] += _summed(chosen[here], torch.ones_like(weights[here]), block.experts)
+            gates[block.index] += _summed(chosen[kept], weights[kept], block.experts)
+            counts[block.index] += _summed(chosen[kept], torch.ones_like(weights[kept]), block.experts)
 
         return take
 
@@ -98,9 +97,11 @@ def routing(
     split = SplitModel(model)
     try:
         for row in rows_of(context, records):
-            kept = row["labels"] != -100 if responses else torch.ones_like(row["labels"], dtype=torch.bool)
-            with torch.autocast(row["input_ids"].device.type, torch.bfloat16, enabled=in_bfloat16(context)):
-                split.hidden(input_ids=row["input_ids"][None], position_ids=row["position_ids"][None])
+            batch = batch_of(model, [row])
+            labels = batch["labels"][0]
+            kept = labels != -100 if responses else torch.ones_like(labels, dtype=torch.bool)
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=in_bfloat16(context)):
+                split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
             context.meter.count(forward=len(row["input_ids"]))
     finally:
         for handle in handles:
@@ -127,14 +128,15 @@ def without_experts(model: Any, anatomy: Anatomy, chosen: Chosen) -> Iterator[No
             router = model.get_submodule(router_of(model, block))
             if block.experts - len(chosen[block.index]) < router.top_k:
                 raise UserError(f"block {block.index} would have fewer than {router.top_k} experts left", field="parameters")
-            handle = router.register_forward_hook(_closed(torch.tensor(list(chosen[block.index]))))
+            closed = torch.tensor(list(chosen[block.index]), device=router.weight.device)
+            handle = router.register_forward_hook(_closed(closed))
             stack.callback(handle.remove)
         yield
 
 
 def _closed(experts: Tensor) -> Any:
     def route_again(router: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        logits = output[0].index_fill(-1, experts.to(output[0].device), float("-inf"))
+        logits = output[0].index_fill(-1, experts, float("-inf"))
         weights, places = logits.float().softmax(-1).topk(router.top_k, dim=-1)
         if getattr(router, "norm_topk_prob", True):
             weights = weights / weights.sum(-1, keepdim=True)

@@ -3,7 +3,8 @@
 Knows: every score by its name, its formula and what it needs; those that need passes of their own lie beside, one file each
 (``flow.py``, ``shift.py``, ``inputs.py``). Does not know: what is done with a score.
 
-A score is a function ``(context, targets, settings) -> {name: fp32 tensor of the weight's shape}``; higher means chosen sooner.
+A score is a function ``(context, targets, settings) -> {name: fp32 tensor of the weight's shape}``; higher means chosen sooner. All tensors
+of a score lie on one device: the base's, but for what is drawn at random.
 ``w`` is a weight, ``g`` the gradient of the mean response loss over the examples, ``g_i`` that of one example.
 """
 
@@ -202,10 +203,14 @@ def fisher_diagonal(
         names: parameters to score. labels: ``"true"`` for the empirical Fisher, ``"sampled"`` for labels drawn from the model.
 
     Returns:
-        name -> fp32 tensor of the parameter's shape.
+        name -> fp32 tensor of the parameter's shape, on its device.
     """
     wanted = set(names)
-    total = {name: torch.zeros(value.shape, dtype=torch.float32) for name, value in model.named_parameters() if name in wanted}
+    total = {
+        name: torch.zeros(value.shape, dtype=torch.float32, device=value.device)
+        for name, value in model.named_parameters()
+        if name in wanted
+    }
     rows = [{"input_ids": ids, "labels": told, "position_ids": torch.arange(len(ids))} for ids, told in examples]
 
     def add(name: str, gradient: Tensor, tokens: int) -> None:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from selectune.data.packing import stack
 from selectune.errors import UserError
-from selectune.parameters.factors.gradients import rows_of
+from selectune.parameters.factors.gradients import batch_of, rows_of
 from selectune.parameters.selection import Selection
 from selectune.training.loss import LossOfModel
 from selectune.training.partial import train_entries
@@ -100,7 +99,7 @@ def trial(
                 attending.close()  # to whoever looks the copy is an ordinary model
                 look(step, model)
                 attending.enter_context(whole.attending(rows))
-            inputs = stack([rows[member] for member in members])
+            inputs = batch_of(model, [rows[member] for member in members])
             total = whole(**inputs)
             count = (inputs["labels"][:, 1:] != -100).sum().clamp(min=1)
             (total / count).backward()
@@ -122,13 +121,14 @@ def loss_on(context: Context, records: Sequence[Record], model: Any = None) -> f
     from selectune.objectives.cross_entropy import CrossEntropy
 
     rows = rows_of(context, records, packed=True)
-    whole = LossOfModel(context.base.model if model is None else model, CrossEntropy(), in_bfloat16(context))
+    model = context.base.model if model is None else model
+    whole = LossOfModel(model, CrossEntropy(), in_bfloat16(context))
     total, count = 0.0, 0
     with torch.no_grad(), whole.attending(rows):
         for row in rows:
-            inputs = stack([row])
+            inputs = batch_of(model, [row])
             total += float(whole(**inputs))
-            count += int((inputs["labels"][:, 1:] != -100).sum())
+            count += int((row["labels"][1:] != -100).sum())
             context.meter.count(forward=inputs["input_ids"].numel())
     return total / max(count, 1)
 

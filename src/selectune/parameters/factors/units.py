@@ -43,7 +43,7 @@ class Slice:
 
     def part(self, index: Tensor) -> Part:
         """Return the part that some units are of this weight."""
-        lines = (self.offset + index[:, None] * self.width + torch.arange(self.width)).view(-1)
+        lines = (self.offset + index[:, None] * self.width + torch.arange(self.width, device=index.device)).view(-1)
         return Part(self.target.shape, "rows" if self.axis == 0 else "columns", lines)
 
 

@@ -73,8 +73,7 @@ class Bursts(Policy):
             both = [sorted(records, key=lambda record: record.key)[: self.buffer] for records in (context.general, context.train)]
             pieces = [piece for records in both for record in records for piece in context.encoder.encode(record)]
             rows = pack(pieces, context.encoder.max_length, True, context.base.tokenizer.pad_token_id)
-            device = next(stage.whole.parameters()).device
-            stage.passing["buffer"] = [{key: value[None].to(device) for key, value in row.items()} for row in rows]
+            stage.passing["buffer"] = [{key: value[None].to(stage.device) for key, value in row.items()} for row in rows]
         found: list[Batch] = stage.passing["buffer"]
         return found
 

@@ -39,14 +39,14 @@ class FSLoRA(Policy):
     def begin(self, stage: Stage) -> None:
         sketches: dict[str, Tensor] = {}
         for name, one in factors(stage, self.name).items():
-            sketches[name] = torch.ones(len(one.down))
+            sketches[name] = torch.ones(len(one.down), device=one.down.device)
             one.layer.lora_A["default"].register_forward_hook(_sketched(sketches, name))  # type: ignore[union-attr,index]
         stage.passing["sketches"] = sketches
 
     def before_step(self, stage: Stage) -> None:
         stage.passing["held"] = {}
         for name, one in factors(stage, self.name).items():
-            drawn = sketch(len(one.down), self.ranks, self._source(stage, name))
+            drawn = sketch(len(one.down), self.ranks, self._source(stage, name)).to(one.down.device)
             stage.passing["sketches"][name] = drawn
             still = drawn == 0
             stage.passing["held"][name] = still, one.down.detach()[still].clone(), one.up.detach()[:, still].clone()

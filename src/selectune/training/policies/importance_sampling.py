@@ -51,6 +51,9 @@ class ImportanceSampling(Sampled):
     def forgets(self) -> bool:
         return False
 
+    def restore(self, stage: Stage, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        stage.tensors, stage.numbers = tensors, numbers  # scores stay on the CPU, where blocks are drawn
+
     def due(self, stage: Stage) -> bool:
         return True
 

@@ -90,9 +90,14 @@ class Stage:
         found = parts(self.whole.model)
         self.parts: dict[str, Part] = {name.removeprefix("base_model.model."): part for name, part in found.items()}
 
-    def generator(self, purpose: str = "", device: Any = "cpu") -> torch.Generator:
-        """Return a source of random numbers: the same for the same run, purpose and step, in every process."""
-        return torch.Generator(device).manual_seed(zlib.crc32(f"{self.seed}/{self.step}/{purpose}".encode()))
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.whole.parameters()).device
+
+    def generator(self, purpose: str = "") -> torch.Generator:
+        """Return a source of random numbers on the CPU: the same for the same run, purpose and step, in every process."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{self.step}/{purpose}".encode()))
 
     def gradients(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Return name, parameter and gradient of all that has one."""
@@ -103,8 +108,7 @@ class Stage:
     def sample(self, count: int, purpose: str = "") -> list[Batch]:
         """Return training sequences as batches of one, drawn anew for each step and purpose; all of them, where there are no more."""
         order = torch.randperm(len(self.rows), generator=self.generator(f"rows/{purpose}"))[:count].tolist()
-        device = next(self.whole.parameters()).device
-        return [{key: value[None].to(device) for key, value in self.rows[number].items()} for number in order]
+        return [{key: value[None].to(self.device) for key, value in self.rows[number].items()} for number in order]
 
     def mean_loss(self, batch: Batch) -> Tensor:
         """Return the mean loss of a batch's response tokens, outside of the step that is being made."""
@@ -180,8 +184,8 @@ class Stage:
             return value
         from accelerate.utils import reduce
 
-        found: Tensor = reduce(value.clone(), "mean")  # type: ignore[assignment]
-        return found
+        found: Tensor = reduce(value.to(self.device, copy=True), "mean")  # type: ignore[assignment]
+        return found.to(value.device)
 
 
 @contextmanager
@@ -255,8 +259,8 @@ class Policy(Method, ABC):
         return stage.tensors, stage.numbers
 
     def restore(self, stage: Stage, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Take up what :meth:`state` returned; weights and optimiser are restored afterwards."""
-        stage.tensors, stage.numbers = tensors, numbers
+        """Take up what :meth:`state` returned, read from a file; weights and optimiser are restored afterwards."""
+        stage.tensors, stage.numbers = {name: value.to(stage.device) for name, value in tensors.items()}, numbers
 
     def touched(self, stage: Stage) -> Selection | None:
         """Return which weights may have changed, where these are others than those that were chosen at first."""

@@ -102,7 +102,8 @@ class Refresh(Policy):
         for name, weight in stage.whole.model.named_parameters():
             weight.data.copy_(stage.passing["base"][name])
             if f"changed.{name}" in tensors:
-                weight.data.view(-1)[tensors[f"changed.{name}"]] = tensors[f"values.{name}"]
+                changed, values = (tensors[f"{key}.{name}"].to(weight.device) for key in ("changed", "values"))
+                weight.data.view(-1)[changed] = values
         parts = {name: Part(tuple(shape), form, tensors[f"chosen.{name}"], size) for name, (form, shape, size) in numbers.items()}
         self._train(stage, Selection(dict(sorted(parts.items()))))
 

@@ -134,7 +134,7 @@ class Routed(Masked):
             apart = neurons(stage.context.base, {block: closed[block].nonzero().squeeze(-1) for block in blocks})
             for name, part in apart.parts.items():
                 if name in stage.parameters:
-                    found[group][name] = ~stage.taken(name, part.mask())
+                    found[group][name] = ~stage.taken(name, part.mask()).to(stage.device)
         names = {name for masks in found.values() for name in masks}
         return {group: {name: masks.get(name, _open(stage, name)) for name in names} for group, masks in found.items()}
 

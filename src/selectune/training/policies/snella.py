@@ -66,11 +66,12 @@ class SNELLACompetition(Policy):
         scores = []
         for name in matrices:
             both = [stage.tensors[f"{name}.{key}.mean"] * stage.tensors[f"{name}.{key}.spread"] for key in ("rows", "columns")]
-            scores.append(float(both[0].mean() + both[1].mean()))
+            scores.append(both[0].mean() + both[1].mean())
         share = density_at(stage.step, 0.1 * stage.steps, 0.6 * stage.steps, 1 - self.sparsity)
-        for one, count in zip(matrices.values(), apportion(round(share * sum(sizes)), scores, sizes), strict=True):
+        counts = apportion(round(share * sum(sizes)), torch.stack(scores).tolist(), sizes)
+        for one, count in zip(matrices.values(), counts, strict=True):
             one.nonzeros.fill_(count)
-        stage.numbers = {name: int(one.nonzeros) for name, one in matrices.items()}
+        stage.numbers = dict(zip(matrices, counts, strict=True))
 
     def restore(self, stage: Stage, tensors: dict[str, torch.Tensor], numbers: dict[str, int]) -> None:
         super().restore(stage, tensors, numbers)

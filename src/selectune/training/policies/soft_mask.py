@@ -113,10 +113,9 @@ def masks(stage: Stage, heads: bool) -> Iterator[dict[str, Tensor]]:
     """Within, outputs of the MLP's layers (and of heads) are multiplied by vectors of ones that a gradient can be taken of."""
     ones: dict[str, Tensor] = {}
     handles = []
-    device = next(stage.whole.parameters()).device
 
     def vector(name: str, size: int) -> Tensor:
-        return ones.setdefault(name, torch.ones(size, device=device, requires_grad=True))
+        return ones.setdefault(name, torch.ones(size, device=stage.device, requires_grad=True))
 
     def outputs(name: str) -> Any:
         return lambda module, inputs, output: output * vector(name, output.shape[-1]).to(output.dtype)

@@ -83,10 +83,12 @@ class SparseGrad(Policy):
         if self.optimiser == "sgd":
             return kept
         size = stage.parameters[name].numel()
-        mean, square = (stage.tensors.setdefault(f"{which}/{name}", torch.zeros(size)) for which in ("mean", "square"))
+        mean, square = (
+            stage.tensors.setdefault(f"{which}/{name}", torch.zeros(size, device=kept.device)) for which in ("mean", "square")
+        )
         number = stage.numbers[name] = stage.numbers.get(name, 0) + 1
-        mean[index] = torch.lerp(kept.cpu(), mean[index], _BETAS[0])
-        square[index] = torch.lerp(kept.cpu().square(), square[index], _BETAS[1])
+        mean[index] = torch.lerp(kept, mean[index], _BETAS[0])
+        square[index] = torch.lerp(kept.square(), square[index], _BETAS[1])
         scale = (1 - _BETAS[1] ** number) ** 0.5 / (1 - _BETAS[0] ** number)
         return (scale * mean[index] / (square[index].sqrt() + _EPSILON)).to(kept)
 

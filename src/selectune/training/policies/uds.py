@@ -96,7 +96,7 @@ class UtilityAndDiversity(Policy):
             )  # nothing meets the vocabulary
         stage.whole.train(training)
         stage.meter.count(forward=batch["input_ids"].numel())
-        states = found[-1].flatten(0, 1)
+        states = found[-1].flatten(0, 1).cpu()
         norms, sketches = zip(*(self.look(head, stage.passing["of positions"], states[a:b]) for a, b in spans), strict=True)
         sketch, known = torch.stack(sketches), stage.tensors.get("remembered")
         novelty = torch.zeros(len(spans), dtype=torch.float64)
@@ -111,9 +111,9 @@ class UtilityAndDiversity(Policy):
         """Return the nuclear norm of a record's logits and their projection, ``(positions x words,)``; fp64.
 
         Args:
-            states: ``(tokens, hidden)``.
+            states: ``(tokens, hidden)``, on the CPU.
         """
-        with_one = torch.cat([states.double(), states.new_ones(len(states), 1).double()], dim=1).cpu()
+        with_one = torch.cat([states.double(), states.new_ones(len(states), 1).double()], dim=1)
         norm = nuclear_norm(with_one, head.gram)
         left = positions.weights(torch.arange(len(states)))
         return norm / len(states) if self.per_token else norm, (left.T @ (with_one @ head.projected)).reshape(-1)
@@ -125,6 +125,9 @@ class UtilityAndDiversity(Policy):
             known = stage.tensors.get("remembered")
             joined = torch.cat(all_fresh if known is None else [known, *all_fresh])
             stage.tensors["remembered"] = joined[-self.memory :].clone()
+
+    def restore(self, stage: Stage, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        stage.tensors, stage.numbers = tensors, numbers  # on the CPU, as projections are
 
 
 @dataclass

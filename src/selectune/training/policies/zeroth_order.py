@@ -73,10 +73,9 @@ class ZerothOrder(Policy):
 
     def move(self, stage: Stage, distance: float) -> None:
         """Move the weights along the direction of this step."""
-        source = None
+        source = stage.generator("direction")
         for name, value in stage.parameters.items():
-            source = source or stage.generator("direction", value.device)
-            direction = torch.randn(value.shape, generator=source, device=value.device)
+            direction = torch.randn(value.shape, generator=source).to(value.device)
             if name in stage.passing["masks"]:
                 direction.mul_(stage.passing["masks"][name])
             value.data.add_(direction, alpha=distance)
