@@ -97,6 +97,17 @@ def test_ssf_scales_and_shifts_every_layer_and_norm(llama_folder):
     )
 
 
+def test_a_scale_beside_a_norm_is_the_norms_weight(llama_folder):
+    base = load_base(llama_folder)
+    norm, states, wanted = base.model.model.norm, torch.randn(5, 64), torch.randn(5, 64)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    plain = copy.deepcopy(norm).requires_grad_(True)
+    (of_weight,) = torch.autograd.grad((plain(states) * wanted).sum(), plain.weight)
+    catalogue.create("adapters", "ssf:shift=false").apply(base, Selection.all(base.model), 0)
+    (of_scale,) = torch.autograd.grad((norm(states) * wanted).sum(), norm.beside.scale)
+    assert torch.allclose(of_scale, of_weight * plain.weight, atol=1e-4)  # scale x weight moves as a weight alone would
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_sct_changes_its_channels_and_no_other(architecture, tiny_folders):
     base = load_base(tiny_folders[architecture])

@@ -88,6 +88,23 @@ def test_with_everything_returned_the_directions_are_one():
     assert similarity == pytest.approx(1.0, abs=1e-5)
 
 
+def test_all_that_helps_brings_the_directions_together_to_first_order():
+    base, model = (one.double() for one in pair())
+    wanted, names, originals = direction(base, PROBES, SETTINGS), eligible(model), dict(base.named_parameters())
+    gradient, before = gradients(model, PROBES, wanted, names, SETTINGS)
+    values = {name: value for name, value in model.named_parameters() if name in names}
+    returned = candidates({name: value.detach() for name, value in values.items()}, originals, gradient, 10**9)
+    rise = 0.0
+    with torch.no_grad():
+        for name, mask in returned.items():
+            way = 1e-5 * mask * (originals[name] - values[name])
+            rise -= float((gradient[name] * way).sum())
+            values[name].add_(way)
+    _, after = gradients(model, PROBES, wanted, names, SETTINGS)
+    batches = -(-len(PROBES) // SETTINGS.batch)
+    assert after > before and (after - before) * batches == pytest.approx(rise, rel=0.02)
+
+
 def test_where_the_task_suffers_some_are_given_back_and_the_last_good_checkpoint_stays():
     base, model = pair()
     before = {name: value.clone() for name, value in model.named_parameters()}

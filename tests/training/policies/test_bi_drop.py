@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 from selectune.models import Anatomy
 from selectune.training.policies import bi_drop
 from selectune.training.policies.dropout import branches, dropping
+from selectune.training.policies.none import Nothing
 from tests.tiny import ARCHITECTURES, tiny
 from tests.training.policies.running import blocks, run, same
 from tests.training.policies.staged import make, stage
@@ -80,8 +81,18 @@ def test_the_update_is_made_with_the_mean_gradient(tmp_path, llama_folder, monke
         assert torch.equal(gradient, found.mean(0))
 
 
-def test_one_pass_that_keeps_all_is_training_with_dropout(tmp_path, llama_folder):
+def test_one_pass_that_keeps_all_is_training_with_dropout(tmp_path, llama_folder, monkeypatch):
     plain = run(tmp_path / "plain", llama_folder)
     dropped = run(tmp_path / "one", llama_folder, "bi_drop:passes=1,dropout=0.2")
     assert not same(plain.after, dropped.after)
     assert same(dropped.after, run(tmp_path / "keep", llama_folder, "bi_drop:passes=1,dropout=0.2,keep=1").after)
+    steps = []
+
+    def loss(self, stage, batch, plain):
+        steps.append(stage.step)
+        with dropping(branches(stage.whole.causal), 0.2, stage.generator(f"0/{steps.count(stage.step) - 1}/0")):
+            return plain()
+
+    monkeypatch.setattr(Nothing, "loss", loss)
+    by_hand = run(tmp_path / "dropout", llama_folder, prefix_cache=False)
+    assert all(torch.allclose(dropped.after[name], value, atol=1e-6) for name, value in by_hand.after.items())

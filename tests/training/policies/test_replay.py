@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from selectune import recipe as recipes
+from selectune.data.packing import record_spans
 from selectune.errors import UserError
 from selectune.pipeline import Chain
 from selectune.run import Run
@@ -67,6 +68,19 @@ def test_other_records_in_the_source_make_a_training_stale(tmp_path, llama_folde
         chain.stage = lambda name, inputs, work: told.append(inputs)
         chain.train()
     assert told[0] == told[1] != told[2]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 10), (0.25, 12), (1.0, 20)])
+def test_every_epoch_holds_the_records_and_exactly_the_share(share, count, tmp_path, llama_folder):
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(f'{{"question": "Who has {i}?", "answer": "Number {i}."}}\n' for i in range(10)), encoding="utf-8")
+    values = {"base": str(llama_folder), "form": "full", "policy": {"method": "replay", "share": share}, "evaluation": {"benchmarks": []},
+              "data": {"train": str(data), "dev_fraction": 0.0, "test_fraction": 0.0}}  # fmt: skip
+    chain = Chain(Run.create(tmp_path / "run", recipes.parse(values)), recipes.parse(values), quiet=True)
+    chain.prepare()
+    chain.choose()
+    rows = chain.trainable().train
+    assert sum(len(record_spans(row["position_ids"][None], row["labels"][None])) for row in rows) == count
 
 
 def test_the_training_itself_is_plain(tmp_path, llama_folder):

@@ -54,7 +54,12 @@ def test_a_thinned_unit_is_the_unit_with_its_other_channels_masked(llama_folder)
     mask = torch.zeros(128)
     mask[channels] = 1
     by_hand = made.down_proj(made.act_fn(made.gate_proj(states)) * made.up_proj(states) * mask)
-    assert torch.allclose(sparse_unit(made, states, channels), by_hand, atol=1e-4, rtol=1e-4)
+    thin = sparse_unit(made, states, channels)
+    assert torch.allclose(thin, by_hand, atol=1e-4, rtol=1e-4)
+    factors = [value for name, value in made.named_parameters() if "lora_" in name]
+    weights = torch.randn_like(thin)
+    found, wanted = (torch.autograd.grad((output * weights).sum(), factors) for output in (thin, by_hand))
+    assert all(torch.allclose(one, other, atol=1e-3, rtol=1e-4) for one, other in zip(found, wanted, strict=True))
     everything = sparse_unit(made, states, torch.arange(128))
     assert torch.allclose(everything, made(states), atol=1e-4, rtol=1e-4)
 

@@ -65,6 +65,18 @@ def test_a_step_is_along_the_direction_and_leaves_large_weights_bit_for_bit():
         assert torch.allclose(value[small], expected[small], atol=1e-5)
 
 
+def test_a_mask_that_leaves_nothing_out_is_no_mask_bit_for_bit():
+    after = []
+    for sparsity in (0.0, 1e-9):
+        one = stage()
+        policy = make({"method": "zeroth_order", "sparsity": sparsity})
+        policy.begin(one)
+        step(one, policy, batch(), rate=0.5)
+        assert all(mask.all() for mask in one.passing.get("masks", {}).values())
+        after.append(one.values())
+    assert same(*after)
+
+
 def test_masks_follow_the_weights_and_limits_stay():
     one = stage()
     policy = make("zeroth_order:sparsity=0.5")
