@@ -129,6 +129,11 @@ COMMANDS = {
     "no such data": (["specialize", "none.jsonl"], ["none.jsonl", "no such file"]),
     "pattern without a match": (["specialize", "none*.jsonl"], ["none*.jsonl", "no file matches"]),
     "folder without data": (["specialize", "empty"], ["empty", "no file that can be read"]),
+    "no such records of a policy": (
+        ["specialize", "good.jsonl", "--policy", "replay:source=none.jsonl"],
+        ["none.jsonl", "policy.source"],
+    ),
+    "no records of a policy": (["specialize", "good.jsonl", "--policy", "replay:source=nothing.jsonl"], ["nothing.jsonl"]),
     "column without role": (["specialize", "good.jsonl", "--column", "question"], ["role=column"]),
     "no run to resume": (["resume", "empty"], ["empty", "holds no run"]),
     "no runs to list": (["runs", "empty"], ["empty", "holds no runs"]),
@@ -147,6 +152,7 @@ def test_bad_command(name, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     put(tmp_path, "good.jsonl", lines(GOOD))
+    put(tmp_path, "nothing.jsonl", "")
     put(tmp_path, "taken/other.txt", "a file of somebody's")
     arguments, expected = COMMANDS[name]
     monkeypatch.setattr("sys.argv", ["selectune", *arguments])

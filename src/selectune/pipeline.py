@@ -229,11 +229,15 @@ class Chain:
 
     @cached_property
     def other_records(self) -> dict[str, Any]:
-        """The hashes of the files of records that the policy names beside the run's own."""
+        """The hashes of the files of records that the policy names beside the run's own; they can be read."""
         from selectune import data
 
         source = getattr(self.policy, "source", None)
-        return {"hashes": data.hashes_of(source, "policy.source")} if source else {}
+        if not source:
+            return {}
+        hashes = data.hashes_of(source, "policy.source")
+        data.read_pool(source, {}, "policy.source")
+        return {"hashes": hashes}
 
     @cached_property
     def finishing(self) -> Any:

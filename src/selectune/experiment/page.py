@@ -215,7 +215,9 @@ def paper_of(line: MethodLine) -> str:
     if line.paper:
         return line.paper
     plain = MethodLine(name=line.name, parameters="all", form="full" if line.examples == "all" else line.form)
-    asked = {axis: getattr(line, key) for axis, key in catalogue.KEYS.items() if getattr(line, key) not in (None, getattr(plain, key))}
+    asked = {
+        axis: getattr(line, key) for axis, key in catalogue.KEYS.items() if getattr(line, key) not in (None, getattr(plain, key))
+    }
     by_rank = sorted(asked, key=lambda axis: axis == "adapters")  # last: others' methods train in LoRA's form too
     papers = [type(catalogue.create(axis, asked[axis])).paper for axis in by_rank]
     return next(filter(None, papers), "")

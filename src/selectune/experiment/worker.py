@@ -27,7 +27,9 @@ def main() -> int:
     """Run an experiment and write its page; say by the exit status how it went."""
     file, options = sys.argv[1], json.loads(sys.argv[2])
     end_with(options["parent"])
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whether there is a GPU is asked without a driver that forks could then not use
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
+        "1"  # whether there is a GPU is asked without a driver that forks could then not use
+    )
     told = Path(options["told"])
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, once in every forked process
     try:

@@ -70,7 +70,9 @@ class RoAST(Masked):
                 self._note(stage, stage.gradient(batch))
         sums = {name: stage.tensors.pop(f"squares.{name}") for name in stage.parameters if f"squares.{name}" in stage.tensors}
         if not sums:
-            raise UserError("nothing that trains lies in a block", field="policy", expected="`masked: false`, or weights in the blocks")
+            raise UserError(
+                "nothing that trains lies in a block", field="policy", expected="`masked: false`, or weights in the blocks"
+            )
         drawn = multipliers(sums, self.threshold, self.sharpness, self.rescale, stage.generator("mask"))
         stage.tensors |= {f"multiplier.{name}": value for name, value in drawn.items()}
 
