@@ -19,10 +19,10 @@ import typer
 
 from selectune import __version__
 from selectune.cli_ask import ask
+from selectune.cli_audit import drift, novelty
 from selectune.cli_domains import domains
 from selectune.cli_examples import select
 from selectune.cli_methods import methods_app
-from selectune.cli_novelty import novelty
 from selectune.cli_selection import delta_app, selection_app
 from selectune.errors import EXIT_INTERRUPTED, EXIT_LOST, EXIT_MISTAKE, EXIT_OVER_BUDGET, UserError, unwritable
 
@@ -41,6 +41,7 @@ app.command()(select)
 app.command()(ask)
 app.command()(domains)
 app.command()(novelty)
+app.command()(drift)
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/examples-lora.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

@@ -1,11 +1,17 @@
 """The drift probe against a slow re-computation without a cache."""
 
 import copy
+import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from selectune.evaluation.drift_probe import mass_on, typical_tokens
+import selectune
+from selectune.cli import app
+from selectune.errors import UserError
+from selectune.evaluation.drift_probe import drift_of, mass_on, typical_tokens
+from selectune.run import Run
 from tests.tiny import tiny
 
 PROMPTS = [[5, 9, 30], [77, 12, 200, 31]]
@@ -54,3 +60,20 @@ def test_typical_tokens_are_those_that_the_domain_favours():
     assert typical_tokens(domain, general, threshold=1.0) == {1}
     assert typical_tokens(domain, general, threshold=-10) == {1, 2, 3}
     assert typical_tokens(domain, domain, threshold=0) == set()
+
+
+def test_a_run_is_compared_with_its_base(tmp_path, llama_folder):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"question": f"What is fault {i}?", "answer": f"lamp {i}"}) + "\n" for i in range(30)))
+    values = {"base": str(llama_folder), "form": "lora", "training": {"max_steps": 12, "evaluations": 0, "batch_sequences": 2, "learning_rate": 0.05},
+              "evaluation": {"benchmarks": [], "forgetting": False, "samples": 0, "target_items": 2}, "output": str(tmp_path)}  # fmt: skip
+    run = selectune.specialize(str(data), name="learnt", quiet=True, **values)
+    found = drift_of(Run.open(run.folder), prompts=3, steps=4)
+    assert len(found.base) == len(found.specialist) == 3 and {"la", "mp"} <= set(found.words) and "<|im_end|>" not in found.words
+    moved = [after.total - before.total for before, after in zip(found.base, found.specialist, strict=True)]
+    low, high = found.interval("total")
+    assert sum(moved) / 3 > 0.01 and low <= sum(moved) / 3 <= high  # it says lamp to everything now
+    shown = CliRunner().invoke(app, ["drift", str(run.folder), "--prompts", "3", "--steps", "4", "--quiet"])
+    assert shown.exit_code == 0 and f"{sum(moved) / 3:+.4f}" in shown.output, shown.output
+    with pytest.raises(UserError, match="expected a lower one"):
+        drift_of(Run.open(run.folder), prompts=1, threshold=100)

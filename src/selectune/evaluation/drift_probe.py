@@ -12,11 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
+from selectune.errors import UserError
 from selectune.models.head import SplitModel
+
+if TYPE_CHECKING:
+    from selectune.run import Run
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,63 @@ def mass_on(
         totals.append(sum(sums) / len(sums))
         largest.append(sum(peaks) / len(peaks))
     return Mass(sum(totals) / len(totals), sum(largest) / len(largest))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What base and specialist give to the domain's tokens, prompt by prompt."""
+
+    words: list[str]
+    """The tokens, those that the domain uses most first."""
+    base: list[Mass]
+    specialist: list[Mass]
+
+    def interval(self, what: Literal["total", "largest"], confidence: float = 0.95) -> tuple[float, float]:
+        """Return a bootstrap interval, over prompts, of the mean difference."""
+        from selectune.evaluation.statistics import paired_bootstrap
+
+        before, after = (np.array([getattr(one, what) for one in masses]) for masses in (self.base, self.specialist))
+        return paired_bootstrap(before, after, confidence)
+
+
+def drift_of(run: Run, prompts: int = 40, steps: int = 64, threshold: float = 2.0, quiet: bool = True) -> Drift:
+    """Measure a run's specialist against its base, on the built-in general prompts and the tokens typical of its training responses.
+
+    Args:
+        prompts: how many. steps: tokens of an answer at most. threshold: log-odds, in nats, of the domain's tokens against general text.
+
+    Raises:
+        UserError: the run has no specialist yet, its base is not there, or no token is the domain's.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from selectune.adapters import load_specialist
+    from selectune.data import Encoder, Message
+    from selectune.data.records import records_from_file
+    from selectune.evaluation.probe import general_conversations, load_general_prompts, load_general_text
+    from selectune.models import load_base
+
+    recipe = run.recipe
+    base, changed = (load_base(recipe.base, "fast", recipe.trust_remote_code) for _ in range(2))
+    specialist = load_specialist(changed, run.path("specialist"))
+    chosen = run.path("data", "chosen.jsonl" if run.has("data/chosen.jsonl") else "train.jsonl")
+    encoder, words = Encoder(base.tokenizer, recipe.data.max_length, system=recipe.data.system), base.tokenizer
+
+    def responses(records: Any) -> list[list[int]]:
+        return [[token for token in piece.labels if token >= 0] for one in records for piece in encoder.encode(one)]
+
+    domain = responses(records_from_file(chosen))
+    general = responses(general_conversations()) + [words(passage.text)["input_ids"] for passage in load_general_text()]
+    counts = Counter(token for text in domain for token in text)
+    typical = typical_tokens(domain, general, threshold) - set(words.all_special_ids)  # short answers end often
+    tokens = sorted(typical, key=lambda token: (-counts[token], token))
+    if not tokens:
+        raise UserError(f"no token of the training responses has log-odds above {threshold:g} against general text", field="threshold",
+                        expected="a lower one")  # fmt: skip
+    asked = [encoder.prompt_ids((Message("user", one.prompt),)) for one in load_general_prompts()[:prompts]]
+    masses: dict[str, list[Mass]] = {"base": [], "specialist": []}
+    for prompt in track(asked, "Answering general prompts", console=Console(stderr=True), transient=True, disable=quiet):
+        for name, model in (("base", base.model), ("specialist", specialist)):
+            masses[name].append(mass_on(model, [prompt], tokens, words.eos_token_id, steps))
+    return Drift([words.decode([token]) for token in tokens], masses["base"], masses["specialist"])

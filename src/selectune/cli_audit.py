@@ -1,6 +1,6 @@
-"""The command on what was learnt: ``selectune novelty``.
+"""The commands on what was learnt besides: ``selectune novelty`` and ``selectune drift``.
 
-Knows: its options, and what a person is shown. Does not know: how a text is found.
+Knows: their options, and what a person is shown. Does not know: how a text is found, or how drift is measured.
 """
 
 from __future__ import annotations
@@ -48,3 +48,36 @@ def novelty(
         lines += json.dumps(asdict(found) | {"contrast": found.contrast}, ensure_ascii=False) + "\n"
         if out is not None:
             write_atomically(out, lines)
+
+
+def drift(
+    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/examples-lora.", show_default=False)],
+    prompts: Annotated[int, typer.Option(min=1, help="How many of the built-in general prompts are answered, at most 40.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
+    threshold: Annotated[
+        float, typer.Option(help="Log-odds, in nats, from which on a token counts as one of the domain's.")
+    ] = 2.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Show how far a specialist's answers to general prompts have drifted towards the words of its domain.
+
+    The words: what the training records' responses use much more than general text. The drift: how much more probability the specialist gives
+    them than its base does, step by step, while each answers prompts that have nothing to do with the domain.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from selectune.evaluation.drift_probe import drift_of
+    from selectune.run import Run
+
+    found = drift_of(Run.open(run), prompts, steps, threshold, quiet)
+    console = Console()
+    shown = "  ".join(escape(repr(word)) for word in found.words[:12])
+    console.print(f"{len(found.words):,} tokens are the domain's, most of all {shown}\n")
+    for what in ("total", "largest"):
+        before, after = (sum(getattr(one, what) for one in masses) / len(masses) for masses in (found.base, found.specialist))
+        low, high = found.interval(what)
+        said = "all of them together" if what == "total" else "the likeliest of them"
+        console.print(
+            f"{said:<22} base {before:.4f}  specialist {after:.4f}  [bold]{after - before:+.4f}[/] ({low:+.4f} to {high:+.4f}, 95 %)"
+        )
