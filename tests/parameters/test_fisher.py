@@ -8,6 +8,7 @@ from selectune.adapters.full import Full
 from selectune.data import Encoder, Message, Record
 from selectune.meter import Meter
 from selectune.models import load_base
+from selectune.models.attention import attend_by_record
 from selectune.parameters import Context, Selection
 from selectune.parameters.factors.scores import block_norms, fisher_diagonal
 from tests.contracts.test_forms_and_parameters import train_a_little
@@ -69,6 +70,21 @@ def test_gradients_and_flags_are_left_as_they_were():
     ours(model, examples())
     assert not any(value.requires_grad for value in model.parameters())
     assert all(value.grad is None for value in model.parameters())
+
+
+def test_labels_are_drawn_where_records_attend_by_themselves_too():
+    found = []
+    for attention in ("sdpa", "eager"):
+        model = tiny("llama")
+        model.config._attn_implementation = attention
+        rows = [{"input_ids": ids, "labels": labels, "position_ids": torch.arange(len(ids))} for ids, labels in examples()]
+        with attend_by_record(model, rows) as by_record:
+            assert by_record == (attention == "sdpa")
+        names = [name for name, _ in model.named_parameters() if ".layers." in name]
+        draw = torch.Generator().manual_seed(0)
+        found.append(fisher_diagonal(model, examples(), names, labels="sampled", generator=draw))
+        assert not torch.allclose(found[-1][names[0]], fisher_diagonal(model, examples(), names)[names[0]], rtol=1e-2)
+    assert all(torch.allclose(value, found[1][name], rtol=1e-3, atol=1e-6) for name, value in found[0].items())
 
 
 def test_every_block_and_the_embeddings_is_full_fine_tuning(llama_folder):
