@@ -186,6 +186,16 @@ def test_no_two_workers_do_one_piece_or_measure_one_signal(axis, where, keys, to
     assert ["".join(job.keys) for job in running.values()] == begun
 
 
+def test_the_machine_is_looked_at_by_a_process_that_ends(tmp_path):
+    runner = Runner(SimpleNamespace(axis="parameters", output=str(tmp_path), name="none"))
+    runner.store.folder.mkdir(parents=True)
+    found = runner._machine()
+    assert found["workers"] == 1 and isinstance(found["bf16_is_fast"], bool)
+    runner._stopped = True
+    with pytest.raises(KeyboardInterrupt):
+        runner._machine()
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_every_worker_and_the_rest_is_done_later(tmp_path, llama_folder):
     few = {"methods": [{"name": "gradient", "parameters": "scored:score=gradient,examples=2"}], "learning_rates": [1e-3]}

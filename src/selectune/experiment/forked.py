@@ -79,19 +79,6 @@ def _status_of(work: Callable[[], None], threads: int) -> int:
     return 0
 
 
-def aside(work: Callable[[], None]) -> None:
-    """Do some work in a forked process and wait for it: what asks a GPU's driver, which forks of a process that has asked it cannot use.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    child = Forked(work, torch.get_num_threads())
-    while (status := child.status()) is None:
-        time.sleep(0.02)
-    if status:
-        raise RuntimeError(f"the machine could not be looked at (exit status {status})")
-
-
 def reason(error: Exception, details: Path) -> str:
     """Return why a piece failed, in one line; where an unexpected error came from goes to a file.
 

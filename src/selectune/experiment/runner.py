@@ -25,7 +25,7 @@ from selectune import recipe as recipes
 from selectune.errors import EXIT_INTERRUPTED, UserError
 from selectune.experiment import jobs
 from selectune.experiment.budget import Facts
-from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, Forked, alone, aside, reason
+from selectune.experiment.forked import EXIT_DISK, EXIT_LATE, Forked, alone, reason
 from selectune.experiment.plan import Missing, Plan, Slot
 from selectune.experiment.progress import Bar
 from selectune.experiment.protocol import Protocol
@@ -137,14 +137,20 @@ class Runner:
         return facts
 
     def _machine(self) -> dict[str, Any]:
-        """Return what the machine is, as a process found it that has gone since."""
+        """Return what the machine is, as another process found it: forks of one that has asked a GPU's driver cannot use it.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C.
+        """
         file = self.store.folder / "environment.json"
 
         def look() -> None:
             found = environment() | {"bf16_is_fast": bf16_is_fast(), "threads": self._threads, "workers": self.workers}
             write_atomically(file, json.dumps(found, indent=1))
 
-        aside(look)
+        self._finish(Job("machine", [], Piece(), Forked(look, self._threads), None))
+        if self._stopped:
+            raise KeyboardInterrupt
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
 
@@ -315,7 +321,10 @@ class Runner:
 
     def _do(self, where: str, key: str, empty: Piece, work: Callable[[], Piece]) -> None:
         """Do a piece to its end, alone."""
-        job = self._begin(where, {key: work}, empty)
+        self._finish(self._begin(where, {key: work}, empty))
+
+    def _finish(self, job: Job) -> None:
+        """Wait for what is being done alone."""
         while (status := job.process.status()) is None:
             self._tick([job])
         self._ended(job, status)

@@ -47,6 +47,8 @@ def main() -> int:
                 status = EXIT_INTERRUPTED
         known = runner.store.facts
         facts = Facts.model_validate_json(known.read_bytes()) if known.exists() else facts_of(record)
+        if facts is None and status == EXIT_INTERRUPTED:
+            return status
         if facts is None:
             raise UserError("nothing was run yet", file=runner.store.folder, mend="run it without --page-only")
         plan = Plan(protocol, facts, runner.store)
