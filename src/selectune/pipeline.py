@@ -288,8 +288,7 @@ class Chain:
         """Return the records of a split; of the training split those that were chosen."""
         from selectune.data import records_from_file
 
-        chosen = split == "train" and self.run.has("data/chosen.jsonl")
-        return records_from_file(self.run.path("data", "chosen.jsonl" if chosen else f"{split}.jsonl"))
+        return records_from_file(self.run.records(split))
 
     def clean(self, records: list[Any]) -> list[Any]:
         """Return the records that overlap with nothing that the run is measured by; all of them, unless the recipe removes such records."""

@@ -306,6 +306,11 @@ class Run:
         except ValueError as error:
             raise UserError(f"cannot be read ({str(error).splitlines()[0]})", file=path) from None
 
+    def records(self, split: str) -> Path:
+        """Return the file of a split's records; of the training split those that were chosen."""
+        chosen = self.path("data", "chosen.jsonl")
+        return chosen if split == "train" and chosen.exists() else self.path("data", f"{split}.jsonl")
+
     def has(self, file: str) -> bool:
         return self.path(file).exists()
 

@@ -21,6 +21,7 @@ from selectune.parameters.selection import Selection
 
 if TYPE_CHECKING:
     from selectune.models import Base
+    from selectune.run import Run
 
 CHANGED = "changed.safetensors"
 PLACES = "selection.safetensors"  # where changed parts of weights belong
@@ -101,8 +102,7 @@ def put_changed(model: Any, folder: Path) -> None:
             if part is None or part.form == "whole":
                 parameters[name].copy_(values)
             else:
-                part = part if values.dim() > 1 or part.form != "blocks" else part.flat()
-                part.put(parameters[name].data, values.to(parameters[name].device))
+                (part if values.dim() > 1 or part.form != "blocks" else part.flat()).put(parameters[name].data, values)
 
 
 def load_specialist(base: Base, folder: str | Path) -> Any:
@@ -129,3 +129,18 @@ def load_specialist(base: Base, folder: str | Path) -> Any:
         model = PeftModel.from_pretrained(base.model, folder)
     model.eval()
     return model.requires_grad_(False)
+
+
+def side_by_side(run: Run, dtype: torch.dtype | str = "fast") -> tuple[Base, Any]:
+    """Load a run's base, and its specialist on another copy of it.
+
+    Args:
+        dtype: of the weights, see :func:`selectune.models.load_base`.
+
+    Raises:
+        UserError: the run has no specialist yet, or its base is not there.
+    """
+    from selectune.models import load_base
+
+    base, changed = (load_base(run.recipe.base, dtype, run.recipe.trust_remote_code) for _ in range(2))
+    return base, load_specialist(changed, run.path("specialist"))

@@ -118,22 +118,19 @@ def drift_of(run: Run, prompts: int = 40, steps: int = 64, threshold: float = 2.
     from rich.console import Console
     from rich.progress import track
 
-    from selectune.adapters import load_specialist
+    from selectune.adapters import side_by_side
     from selectune.data import Encoder, Message
     from selectune.data.records import records_from_file
     from selectune.evaluation.probe import general_conversations, load_general_prompts, load_general_text
-    from selectune.models import load_base
 
     recipe = run.recipe
-    base, changed = (load_base(recipe.base, "fast", recipe.trust_remote_code) for _ in range(2))
-    specialist = load_specialist(changed, run.path("specialist"))
-    chosen = run.path("data", "chosen.jsonl" if run.has("data/chosen.jsonl") else "train.jsonl")
+    base, specialist = side_by_side(run)
     encoder, words = Encoder(base.tokenizer, recipe.data.max_length, system=recipe.data.system), base.tokenizer
 
     def responses(records: Any) -> list[list[int]]:
         return [[token for token in piece.labels if token >= 0] for one in records for piece in encoder.encode(one)]
 
-    domain = responses(records_from_file(chosen))
+    domain = responses(records_from_file(run.records("train")))
     general = responses(general_conversations()) + [words(passage.text)["input_ids"] for passage in load_general_text()]
     counts = Counter(token for text in domain for token in text)
     typical = typical_tokens(domain, general, threshold) - set(words.all_special_ids)  # short answers end often

@@ -146,14 +146,12 @@ def novelties_of(run: Run, how: Novelty | None = None, *, ask: str | None = None
     Raises:
         UserError: the run has no specialist yet, or its base is not there.
     """
-    from selectune.adapters import load_specialist
+    from selectune.adapters import side_by_side
     from selectune.data.chat import Encoder
     from selectune.data.records import Message
-    from selectune.models import load_base
 
     recipe = run.recipe
-    base, changed = (load_base(recipe.base, torch.float32, recipe.trust_remote_code) for _ in range(2))
-    specialist = load_specialist(changed, run.path("specialist"))
+    base, specialist = side_by_side(run, torch.float32)
     encoder = Encoder(base.tokenizer, recipe.data.max_length, system=recipe.data.system)
     opening = None if ask is None else encoder.prompt_ids((Message("user", ask),))
     yield from novelties(specialist, base.model, base.tokenizer, how, opening=opening, seed=seed)

@@ -190,7 +190,7 @@ class Delta:
         """Write ``before`` or ``after`` into a model, unchecked, in the time of touching these entries."""
         weights = dict(model.named_parameters())
         for name, part in self.selection.parts.items():
-            part.put(weights[name].data, values[name].to(weights[name].device))
+            part.put(weights[name].data, values[name])
 
     def _exchange(self, base: Base, old: Mapping[str, Tensor], new: Mapping[str, Tensor], otherwise: str) -> None:
         self.belongs(base)

@@ -84,7 +84,7 @@ def graft(
     change = {}
     for name, part in delta.selection.parts.items():
         change[name] = torch.zeros(part.shape, device=weights[name].device)
-        part.put(change[name], delta.changes(name).float().to(change[name].device))
+        part.put(change[name], delta.changes(name))
     mask = Mask(change, entries, context.generator)
     before = {name: weights[name].detach().clone() for name in change}
     records = first(context.train, examples)

@@ -18,13 +18,11 @@ class Pair:
     """A run's base and specialist, ready to answer."""
 
     def __init__(self, run: Run) -> None:
-        from selectune.adapters import load_specialist
+        from selectune.adapters import side_by_side
         from selectune.evaluation.scorer import Scorer
-        from selectune.models import load_base
 
         recipe = run.recipe
-        base, changed = (load_base(recipe.base, "fast") for _ in range(2))
-        specialist = load_specialist(changed, run.path("specialist"))
+        base, specialist = side_by_side(run)
         self._encoder = Encoder(base.tokenizer, recipe.data.max_length, system=recipe.data.system)
         self._scorers = [Scorer(model, base.tokenizer) for model in (base.model, specialist)]
         self._histories: list[list[Message]] = [[], []]

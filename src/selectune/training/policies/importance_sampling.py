@@ -27,6 +27,7 @@ class ImportanceSampling(Sampled):
     )
     summary: ClassVar[str] = "A quarter of the blocks trains at each step, those that are missed most when turned down."
     departs: ClassVar[str] = "In place, a block is turned down by shrinking its change from the base."
+    remembers_on_cpu: ClassVar[bool] = True
 
     active: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the blocks that train at a step."""
@@ -50,9 +51,6 @@ class ImportanceSampling(Sampled):
 
     def forgets(self) -> bool:
         return False
-
-    def restore(self, stage: Stage, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        stage.tensors, stage.numbers = tensors, numbers  # scores stay on the CPU, where blocks are drawn
 
     def due(self, stage: Stage) -> bool:
         return True

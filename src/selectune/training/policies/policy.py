@@ -209,6 +209,8 @@ class Policy(Method, ABC):
     """Whether the policy makes the gradients, or the whole update, itself; losses are then asked for without a graph."""
     changes_what_trains: ClassVar[bool] = False
     """Whether what trains, or what goes into the blocks, changes: nothing can then be remembered of the frozen beginning."""
+    remembers_on_cpu: ClassVar[bool] = False
+    """Whether what a checkpoint holds of it lies on the CPU, not with the model."""
     keeps_last: ClassVar[bool] = False
     """Whether the method is done at the end of the run alone: it then ends with the last checkpoint, not with the best."""
 
@@ -260,7 +262,8 @@ class Policy(Method, ABC):
 
     def restore(self, stage: Stage, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Take up what :meth:`state` returned, read from a file; weights and optimiser are restored afterwards."""
-        stage.tensors, stage.numbers = {name: value.to(stage.device) for name, value in tensors.items()}, numbers
+        place = torch.device("cpu") if self.remembers_on_cpu else stage.device
+        stage.tensors, stage.numbers = {name: value.to(place) for name, value in tensors.items()}, numbers
 
     def touched(self, stage: Stage) -> Selection | None:
         """Return which weights may have changed, where these are others than those that were chosen at first."""

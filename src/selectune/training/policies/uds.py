@@ -42,6 +42,7 @@ class UtilityAndDiversity(Policy):
         "/ 2 here). What was chosen is remembered at the end of a step, and is that of all processes."
     )
     acts: ClassVar[bool] = False
+    remembers_on_cpu: ClassVar[bool] = True
 
     keep: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of the records of a forward pass (``training.micro_batch_sequences`` says how many sequences that is) that is learnt from."""
@@ -125,9 +126,6 @@ class UtilityAndDiversity(Policy):
             known = stage.tensors.get("remembered")
             joined = torch.cat(all_fresh if known is None else [known, *all_fresh])
             stage.tensors["remembered"] = joined[-self.memory :].clone()
-
-    def restore(self, stage: Stage, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        stage.tensors, stage.numbers = tensors, numbers  # on the CPU, as projections are
 
 
 @dataclass
