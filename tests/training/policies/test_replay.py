@@ -70,6 +70,23 @@ def test_other_records_in_the_source_make_a_training_stale(tmp_path, llama_folde
     assert told[0] == told[1] != told[2]
 
 
+@pytest.mark.parametrize("content", [None, "", '{"a": 1}\n'])
+def test_records_that_cannot_be_used_are_told_before_any_work(content, tmp_path):
+    source, data = tmp_path / "general.jsonl", tmp_path / "train.jsonl"
+    data.write_text("".join(f'{{"question": "Who has {i}?", "answer": "Number {i}."}}\n' for i in range(10)), encoding="utf-8")
+    if content is not None:
+        source.write_text(content, encoding="utf-8")
+    values = {
+        "data": {"train": str(data)},
+        "policy": {"method": "replay", "source": str(source)},
+        "evaluation": {"benchmarks": []},
+    }
+    chain = Chain(Run.create(tmp_path / "run", recipes.parse(values)), recipes.parse(values), quiet=True)
+    with pytest.raises(UserError, match=r"general\.jsonl") as told:
+        chain.prepare()
+    assert "\n" not in str(told.value) and not chain.run.has("data.json")
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.0, 10), (0.25, 12), (1.0, 20)])
 def test_every_epoch_holds_the_records_and_exactly_the_share(share, count, tmp_path, llama_folder):
     data = tmp_path / "train.jsonl"
