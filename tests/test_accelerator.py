@@ -122,7 +122,7 @@ MEASURED = {
     "log-likelihoods in fp32 of a base in bf16": lambda base, other: Scorer(base.bfloat16(), WORDS).loglikelihoods(PAIRS),
     "token losses": lambda base, other: Scorer(base, WORDS).token_nll([piece.input_ids for piece in PIECES]),
     "answers": lambda base, other: Scorer(base, WORDS).generate(PROMPTS * 2, 9, ["x"]),
-    "forgetting": lambda base, other: forgetting._compare(base, other, PIECES[:3], False),
+    "forgetting": lambda base, other: forgetting.compare(Scorer(base, WORDS), Scorer(other, WORDS), PAIRS),
     "drift": lambda base, other: astuple(mass_on(base, PROMPTS, [7, 8, 9], steps=4)),
     "novelty": lambda base, other: [astuple(one) for one in novelties(other, base, WORDS, Novelty(rounds=2, tokens=5))],
 }

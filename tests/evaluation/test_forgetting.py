@@ -1,26 +1,38 @@
 """Drift: conversations are compared many at a time and do not see each other; what is known of the base is not read again."""
 
 import pytest
+import torch
 
 from selectune.data import Encoder
-from selectune.data.records import Message, Record
-from selectune.evaluation import forgetting
+from selectune.evaluation import Scorer, forgetting
 from tests.tiny import ARCHITECTURES, tiny, tokenizer
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_conversations_of_a_row_do_not_see_each_other(architecture):
+def test_drift_is_that_of_each_conversation_by_itself(architecture, monkeypatch):
+    monkeypatch.setattr(forgetting, "POSITIONS", 8)
     base, specialist = tiny(architecture), tiny(architecture, seed=1)
     encoder = Encoder(tokenizer(), 1024)
-    said = [(Message("user", f"Fault {i * 13}?"), Message("assistant", f"Lamp {i}, " * (i + 1))) for i in range(5)]
-    pieces = [encoder.encode(Record("chat", messages))[0] for messages in said]
-    rows = list(forgetting._rows(pieces, 120))
-    assert [piece for row in rows for piece in row] == pieces and 1 < len(rows) < len(pieces)
-    together = [pair for row in rows for pair in forgetting._compare(base, specialist, row, False)]
-    alone = [forgetting._compare(base, specialist, [piece], False)[0] for piece in pieces]
-    assert all(pair == pytest.approx(one, abs=1e-3) for pair, one in zip(together, alone, strict=True))
-    assert all(divergence > 0.01 for divergence, _ in alone)
-    assert forgetting._compare(base, base, pieces[:2], False) == [(0.0, 1.0)] * 2
+    said = [forgetting._response(encoder, f"Why does the lamp show fault {i * 13}?", f"Lamp {i}, " * (i + 1)) for i in range(5)]
+    ours, theirs = Scorer(base, tokenizer(), batch_tokens=64), Scorer(specialist, tokenizer(), batch_tokens=64)
+    found = forgetting.compare(ours, theirs, said)
+    for (context, response), (divergence, agreement) in zip(said, found, strict=True):
+        places = range(len(context) - 1, len(context) + len(response) - 1)
+        with torch.no_grad():
+            p, q = (
+                model(input_ids=torch.tensor([[*context, *response]])).logits[0, places].log_softmax(-1)
+                for model in (base, specialist)
+            )
+        assert divergence == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3) and divergence > 0.01
+        assert agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()), abs=0.02)
+    assert forgetting.compare(ours, ours, said) == [(0.0, 1.0)] * 5
+
+
+def test_a_response_is_what_a_training_would_learn():
+    encoder = Encoder(tokenizer(), 1024)
+    context, response = forgetting._response(encoder, "Which lamp?", "The left one.")
+    words = tokenizer()
+    assert words.decode(context).rstrip().endswith("assistant") and words.decode(response).startswith("The left one.")
 
 
 def test_a_known_base_is_not_read_again():

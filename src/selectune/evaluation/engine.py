@@ -8,11 +8,11 @@ Does not know: what the scores decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from selectune.models.head import SplitModel
 from selectune.models.products import fast_fp32_products
 from selectune.models.short_blocks import ShortDecoder
 
+T = TypeVar("T")
+Reading = Callable[[Tensor, Batch], T]
+"""What becomes of the hidden states at the places of a batch."""
 END_TO_END, SIDE_BY_SIDE, PLAIN = "end to end", "side by side", "plain"
 SHORT, WIDE, OWN = "short", "wide", "own"
 """How a row end to end is computed: in short blocks; by the model's own blocks with an fp32 residual stream; by them as they are."""
@@ -136,9 +139,19 @@ class Engine:
 
     # -- forward passes ------------------------------------------------------------------------------------------------
 
-    def predict(self, questions: Sequence[Question], margins: bool = False) -> list[Any]:
+    def predict(self, questions: Sequence[Question], margins: bool = False) -> list[Callable[[], Predictions]]:
         """Return the forward passes that answer some questions, each a function that returns :class:`Predictions`."""
-        passes: list[Any] = []
+        return self._passes(questions, partial(self._predictions, margins=margins))
+
+    def states_before(self, questions: Sequence[Question]) -> list[Callable[[], tuple[list[int], Tensor]]]:
+        """Return forward passes, each a function that returns ``(owners, states)``: for each token of a continuation its pair and the
+        hidden state that predicts it, ``(tokens, hidden)``."""
+        return self._passes(
+            questions, lambda states, batch: (batch.owners, states[torch.tensor(batch.which, device=states.device)])
+        )
+
+    def _passes(self, questions: Sequence[Question], read: Reading[T]) -> list[Callable[[], T]]:
+        passes: list[Callable[[], T]] = []
         others = [question for question in questions if not self.fits(question.reach)]
         groups = by_prefix([question for question in questions if self.fits(question.reach)])
         for few in end_to_end(groups, self.row_tokens, lambda group: len(group[0])):
@@ -148,11 +161,11 @@ class Engine:
             ]
             for number, (place, run) in enumerate(runs):
                 last = number == len(runs) - 1
-                passes.append(partial(self._end_to_end, run, [prefix for prefix, _ in few], kept, place, last, margins))
+                passes.append(partial(self._end_to_end, run, [prefix for prefix, _ in few], kept, place, last, read))
         masked = [question for question in others if self.way == SIDE_BY_SIDE and question.reach <= self._window]
         plain = [question for question in others if not (self.way == SIDE_BY_SIDE and question.reach <= self._window)]
         for run in [*self._padded(apart(masked, LONGEST_ROW)), *self._padded(apart(plain))]:
-            passes.append(lambda run=run: self._read(lay_side_by_side(run), SIDE_BY_SIDE, None, margins))
+            passes.append(partial(self._side_by_side, run, read))
         return passes
 
     def _padded(self, questions: list[Question]) -> Iterator[list[Question]]:
@@ -160,16 +173,20 @@ class Engine:
         return batches(ordered, lambda question: question.read, 1 if self._by_length else self.row_tokens)
 
     def _end_to_end(
-        self, run: list[Question], prefixes: list[list[int]], kept: list[KeysAndValues], place: int, last: bool, margins: bool
-    ) -> Predictions:
+        self, run: list[Question], prefixes: list[list[int]], kept: list[KeysAndValues], place: int, last: bool, read: Reading[T]
+    ) -> T:
         """Answer a run of questions behind one of some beginnings, which are computed with the first run and forgotten with the last."""
         if not kept:
             kept += self.keys_and_values(prefixes)
         batch = lay_end_to_end(run)
-        found = self._read(batch, END_TO_END, Row(batch.parts, kept[place]), margins)
+        found = read(self.states(batch, END_TO_END, Row(batch.parts, kept[place])), batch)
         if last:
             kept.clear()
         return found
+
+    def _side_by_side(self, run: list[Question], read: Reading[T]) -> T:
+        batch = lay_side_by_side(run)
+        return read(self.states(batch, SIDE_BY_SIDE), batch)
 
     def keys_and_values(self, prefixes: Sequence[list[int]]) -> list[KeysAndValues]:
         """Return the keys and values of some beginnings, by layer; none for an empty one."""
@@ -186,11 +203,6 @@ class Engine:
             }
             for a, b in pairwise(ends)
         ]
-
-    @torch.no_grad()
-    def _read(self, batch: Batch, way: str, row: Row | None, margins: bool) -> Predictions:
-        values, leads = self._through_head(self.states(batch, way, row), batch, margins)
-        return Predictions(batch.owners, values.tolist(), leads.tolist())
 
     @torch.no_grad()
     def states(self, batch: Batch, way: str, row: Row | None = None) -> Tensor:
@@ -220,6 +232,17 @@ class Engine:
             four = torch.zeros(four.shape, device=self.device).masked_fill(~four, torch.finfo(torch.float32).min)
         return {kind: four for kind in kinds} if len(kinds) > 1 else four
 
+    @torch.no_grad()
+    def log_probabilities(self, states: Tensor) -> Tensor:
+        """Return the log-probabilities of all words at some hidden states, ``(places, vocabulary)`` fp32."""
+        with fast_fp32_products(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
+            return self.split.logits(states.to(self._dtype)).float().log_softmax(-1)
+
+    def _predictions(self, states: Tensor, batch: Batch, margins: bool) -> Predictions:
+        values, leads = self._through_head(states, batch, margins)
+        return Predictions(batch.owners, values.tolist(), leads.tolist())
+
+    @torch.no_grad()
     def _through_head(self, states: Tensor, batch: Batch, margins: bool) -> tuple[Tensor, Tensor]:
         """Return the log-probability of each target, and by how much it leads."""
         which = torch.tensor(batch.which, device=states.device)

@@ -7,16 +7,20 @@ would say the same token. Does not know: which drift is too much.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from selectune.data.chat import Encoded, Encoder
+from selectune.data.chat import Encoder
 from selectune.data.records import Message, Record
+from selectune.evaluation.rows import Pair
 from selectune.evaluation.scorer import Scorer
-from selectune.models.head import SplitModel
 from selectune.run import Benchmark, Item
+
+POSITIONS = 256
+"""Positions whose distributions over the vocabulary are held at once."""
 
 
 def measure_forgetting(
@@ -36,21 +40,19 @@ def measure_forgetting(
     texts = [tokenizer(passage.text)["input_ids"] for passage in passages]
     before = [item for item in known or [] if item.metric == "cross_entropy"]
     after: list[Benchmark] = []
-    for model, results in ((base_model, before), (specialist_model, after)):
+    base, specialist = (Scorer(model, tokenizer, bfloat16=bfloat16) for model in (base_model, specialist_model))
+    for scorer, results in ((base, before), (specialist, after)):
         if results:
             continue
-        losses = Scorer(model, tokenizer, bfloat16=bfloat16).token_nll(texts)
         items = [
             Item(id=passage.id, value=sum(loss) / len(loss), prompt=passage.text[:200])
-            for passage, loss in zip(passages, losses, strict=True)
+            for passage, loss in zip(passages, scorer.token_nll(texts), strict=True)
         ]
         results.append(_benchmark("cross_entropy", False, items))
     encoder = Encoder(tokenizer, max_length=1024)
     divergences, agreements, perfect, zero = [], [], [], []
-    conversations = [(Message("user", prompt.prompt), Message("assistant", prompt.response)) for prompt in prompts]
-    pieces = [encoder.encode(Record("chat", messages))[0] for messages in conversations]
-    compared = [pair for row in _rows(pieces) for pair in _compare(base_model, specialist_model, row, bfloat16)]
-    for prompt, (divergence, agreement) in zip(prompts, compared, strict=True):
+    responses = [_response(encoder, prompt.prompt, prompt.response) for prompt in prompts]
+    for prompt, (divergence, agreement) in zip(prompts, compare(base, specialist, responses), strict=True):
         shown = {"id": prompt.id, "prompt": prompt.prompt[:200]}
         divergences.append(Item(value=divergence, **shown))
         agreements.append(Item(value=agreement, **shown))
@@ -61,38 +63,31 @@ def measure_forgetting(
     return before, after
 
 
-def _rows(pieces: list[Encoded], limit: int = 512) -> Iterator[list[Encoded]]:
-    """Yield conversations in order, as many at a time as fit into so many tokens."""
-    row: list[Encoded] = []
-    for piece in pieces:
-        if row and sum(len(one.input_ids) for one in row) + len(piece.input_ids) > limit:
-            yield row
-            row = []
-        row.append(piece)
-    if row:
-        yield row
+def _response(encoder: Encoder, prompt: str, response: str) -> Pair:
+    """Return the tokens of a prompt, and those of the response that a training would learn."""
+    (piece,) = encoder.encode(Record("chat", (Message("user", prompt), Message("assistant", response))))
+    learnt = [place for place, label in enumerate(piece.labels) if label != -100]
+    return piece.input_ids[: learnt[0]], piece.input_ids[learnt[0] : learnt[-1] + 1]
 
 
-@torch.no_grad()
-def _compare(base: Any, specialist: Any, row: list[Encoded], bfloat16: bool) -> list[tuple[float, float]]:
-    """Return mean KL(base || specialist) and top-1 agreement over the response positions of each conversation of a row."""
-    device = next(base.parameters()).device
-    ids = torch.tensor([token for piece in row for token in piece.input_ids], device=device)
-    places = torch.cat([torch.arange(len(piece.input_ids), device=device) for piece in row])  # restarted: none sees another
-    learnt = torch.tensor([label != -100 for piece in row for label in [*piece.labels[1:], -100]], device=device)
-    owners = torch.tensor([number for number, piece in enumerate(row) for _ in piece.input_ids], device=device)[learnt]
-    found = []
-    for model in (base, specialist):
-        split = SplitModel(model)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            hidden = split.hidden(input_ids=ids[None], position_ids=places[None])
-            found.append(split.logits(hidden[0, learnt]).float().log_softmax(-1))
-    ours, theirs = found
-    divergence = (ours.exp() * (ours - theirs)).sum(-1)
-    same = (ours.argmax(-1) == theirs.argmax(-1)).float()
-    return [
-        (max(float(divergence[owners == number].mean()), 0.0), float(same[owners == number].mean())) for number in range(len(row))
+def compare(base: Scorer, specialist: Scorer, responses: Sequence[Pair]) -> list[tuple[float, float]]:
+    """Return mean KL(base || specialist), in nats, and top-1 agreement over the positions of each response.
+
+    Args:
+        responses: pairs of the tokens before a response and its own.
+    """
+    ours, theirs = base.states(responses), specialist.states(responses)
+    found = [
+        _differences(base.log_probabilities(left), specialist.log_probabilities(right))
+        for left, right in zip(torch.cat(ours).split(POSITIONS), torch.cat(theirs).split(POSITIONS), strict=True)
     ]
+    divergences, same = (torch.cat(parts).split([len(states) for states in ours]) for parts in zip(*found, strict=True))
+    return [(max(float(one.mean()), 0.0), float(other.mean())) for one, other in zip(divergences, same, strict=True)]
+
+
+def _differences(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    same = (ours.argmax(-1) == theirs.argmax(-1)).float()
+    return (ours.exp() * (ours - theirs)).sum(-1), same
 
 
 def _benchmark(measure: str, higher: bool, items: list[Item]) -> Benchmark:

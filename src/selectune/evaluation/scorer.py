@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from selectune.evaluation.answers import Writer
 from selectune.evaluation.engine import Engine, Predictions
@@ -125,6 +126,20 @@ class Scorer:
             for owner, value in zip(found.owners, found.values, strict=True):
                 result[owner].append(-value)
         return result
+
+    def states(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """Return, for each pair of context and continuation tokens, the hidden states that predict the continuation, ``(tokens, hidden)``."""
+        found: list[list[Tensor]] = [[] for _ in pairs]
+        engine = self._engine(self._bfloat16)
+        for forward in self._watched(engine.states_before(questions_of(dict(enumerate(pairs)))), "comparing"):
+            owners, states = forward()
+            for owner, state in zip(owners, states, strict=True):
+                found[owner].append(state)
+        return [torch.stack(states) for states in found]
+
+    def log_probabilities(self, states: Tensor) -> Tensor:
+        """Return the log-probabilities of all words at some hidden states, ``(places, vocabulary)`` fp32."""
+        return self._engine(self._bfloat16).log_probabilities(states)
 
     # -- greedy answers ----------------------------------------------------------------------------------------------
 
