@@ -337,6 +337,9 @@ def doctor() -> None:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for at most so many minutes, on a slow machine; learns less.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the main job on the built-in example: the service manual of an invented machine."""
@@ -344,7 +347,7 @@ def demo(
     from selectune.demo import recipe
     from selectune.reporting.terminal import show_samples, show_verdict
 
-    run = pipeline.specialize(recipe=recipe(output), quiet=quiet)
+    run = pipeline.specialize(recipe=recipe(output, minutes), quiet=quiet)
     show_samples(run, 4)
     _finish(run, show_verdict)
 

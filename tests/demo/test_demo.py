@@ -5,9 +5,14 @@ import re
 from collections import Counter
 
 import pytest
+from typer.testing import CliRunner
 
+from selectune import pipeline
+from selectune.cli import app
 from selectune.demo import build, files
 from selectune.demo.phrasings import WORDINGS
+from selectune.errors import UserError
+from selectune.recipe import Recipe
 
 GRAM = 8
 
@@ -43,6 +48,20 @@ def test_files_are_as_built(tmp_path, monkeypatch, capsys):
     assert "differs" in capsys.readouterr().out
     assert build.main([]) == 0
     assert all(there[name].read_bytes() == path.read_bytes() for name, path in files().items())
+
+
+def test_a_demonstration_may_be_shorter(tmp_path, monkeypatch):
+    asked = []
+
+    def stop(recipe, quiet):
+        asked.append(Recipe(**recipe))
+        raise UserError("enough")
+
+    monkeypatch.setattr(pipeline, "specialize", stop)
+    for given in ([], ["--minutes", "2.5"]):
+        assert isinstance(CliRunner().invoke(app, ["demo", "--output", str(tmp_path), *given]).exception, UserError)
+    assert [recipe.budget.minutes for recipe in asked] == [None, 2.5]
+    assert asked[0] == asked[1].model_copy(update={"budget": asked[0].budget})
 
 
 def test_sizes(train, test):

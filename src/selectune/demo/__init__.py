@@ -14,8 +14,12 @@ def files() -> dict[str, Path]:
     return {name: Path(__file__).with_name(name) for name in ("train.jsonl", "test.jsonl", "manual.md")}
 
 
-def recipe(output: str | Path = "runs") -> dict[str, object]:
-    """Return the recipe of the demonstration, as values."""
+def recipe(output: str | Path = "runs", minutes: float | None = None) -> dict[str, object]:
+    """Return the recipe of the demonstration, as values.
+
+    Args:
+        output: the folder that holds the runs. minutes: of training on this machine, at most; left out: four epochs.
+    """
     paths = files()
     return {
         "name": "demo",
@@ -24,5 +28,6 @@ def recipe(output: str | Path = "runs") -> dict[str, object]:
         "form": "full",
         "parameters": "fisher_blocks:k=8",
         "training": {"epochs": 4, "learning_rate": 2e-4, "batch_sequences": 2, "micro_batch_sequences": 2, "evaluations": 4},
+        "budget": {"minutes": minutes},
         "evaluation": {"target_items": None, "samples": 12, "max_new_tokens": 32},
     }  # fmt: skip
