@@ -58,9 +58,10 @@ def _setting(plan: Plan, pools: dict[str, dict[str, int]]) -> list[str]:
         f"measure on; gain: {unit(task.metrics[0])})" for name, task in protocol.tasks.items()
     )  # fmt: skip
     steps = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} passes"
+    batch = "one sequence" if training.batch_sequences == 1 else f"{training.batch_sequences} sequences"
     return [
         f"Base: {protocol.base} ({plan.facts.total_parameters:,} weights). Tasks: {tasks}. Training: {steps} of "
-        f"{training.batch_sequences} sequences of {training.max_length} tokens, {training.optimiser}. Seeds: "
+        f"{batch} of {training.max_length} tokens, {training.optimiser}. Seeds: "
         f"{', '.join(map(str, protocol.seeds))}; the learning rate is tuned on the development loss with the first. Intervals hold "
         f"{protocol.confidence:.0%}, over items and, with several seeds, over seeds.", "",
         "Gain: better at the target than the base. Forgetting: rise of cross-entropy on general text, in nats per token. "
