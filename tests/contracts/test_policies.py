@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selectune import catalogue
-from tests.training.policies.running import dense, run, same
+from tests.training.policies.running import blocks, dense, run, same
 
 SETTINGS: dict[str, dict] = {
     "roast": {"examples": 3, "every": 2},
@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict] = {
     "private": {"noise": 0.5},
     "routed": {"parameters": "language_neurons:k=2,examples=3"},
     "bursts": {"every": 2, "steps": 2, "buffer": 4, "share": 0.2},
+    "sparse_lora": {"dense_blocks": 0.0},
 }
 """What a policy needs to be tried in six steps."""
 NEUTRAL: dict[str, dict] = {
@@ -39,8 +40,8 @@ NEUTRAL: dict[str, dict] = {
     "routed": {"parameters": "language_neurons:general=1.0,examples=2"},
 }
 """Settings with which a policy is plain training."""
-ON_ADAPTERS = {"roselora", "fslora", "snella", "sparse_lora", "first"}
-"""Policies that act on adapters alone; their contract is in test_low_rank.py, tests/adapters/test_snella.py, ..."""
+ON_ADAPTERS = {"roselora": "lora", "fslora": "lora", "snella": "snella", "sparse_lora": "lora", "first": "first"}
+"""Policies that act on adapters of a form alone; the rest of their contract is in test_low_rank.py, tests/adapters/test_snella.py, ..."""
 POLICIES = [name for name in catalogue.methods("policies") if name not in {"none", *ON_ADAPTERS}]
 
 
@@ -88,3 +89,12 @@ def test_the_best_checkpoint_comes_back(name, tmp_path, llama_folder):
     shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-6") if best != 6 else None
     assert same(dense(made.model), made.after)
     assert best in (3, 6)
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *ON_ADAPTERS])
+def test_activations_that_are_computed_again_are_the_same(name, tmp_path, llama_folder):
+    on = {"choose": blocks, "form": ON_ADAPTERS[name]} if name in ON_ADAPTERS else {}
+    kept = run(tmp_path / "kept", llama_folder, values(name), prefix_cache=False, **on)
+    again = run(tmp_path / "again", llama_folder, values(name), gradient_checkpointing=True, **on)
+    assert kept.after.keys() == again.after.keys()
+    assert all(torch.allclose(value, again.after[key], atol=1e-4) for key, value in kept.after.items())

@@ -78,6 +78,8 @@ def test_response_tokens_are_computed_in_full(llama_folder):
     found, whole = made.train()(states), dense(states)
     assert torch.allclose(found[0, learnt], whole[0, learnt], atol=1e-5)
     assert not torch.allclose(found[0, ~learnt], whole[0, ~learnt], atol=1e-1)
+    with torch.no_grad():
+        assert torch.equal(made(states), whole)  # a reference that an objective compares with
     assert torch.equal(made.eval()(states), whole)
 
 

@@ -6,6 +6,7 @@ Knows: the passes, the mean and the spread of their gradients, the factors made 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -46,6 +47,7 @@ class BiDrop(Masked):
 
     def begin(self, stage: Stage) -> None:
         stage.passing["branches"] = branches(stage.whole.causal)
+        stage.passing["open"] = ExitStack()
 
     def before_step(self, stage: Stage) -> None:
         stage.passing["again"] = []
@@ -55,8 +57,10 @@ class BiDrop(Masked):
 
         def dropped(sub_network: int) -> Tensor:
             source = stage.generator(f"{sub_network}/{number}/{processes.rank()}")
-            with dropping(stage.passing["branches"] if self.dropout else [], self.dropout, source):
-                return plain()
+            stage.passing["open"].close()
+            if self.dropout:  # until the next pass, as the backward pass may compute this one again
+                stage.passing["open"].enter_context(dropping(stage.passing["branches"], self.dropout, source))
+            return plain()
 
         stage.passing["again"].append(dropped)
         return dropped(0)
@@ -71,6 +75,7 @@ class BiDrop(Masked):
                 with torch.enable_grad():
                     dropped(sub_network).backward()
             found.append({name: gradient.clone() for name, _, gradient in stage.gradients()})
+        stage.passing["open"].close()
         factors = {}
         for name, value, gradient in stage.gradients():
             votes = torch.stack([one[name] for one in found])

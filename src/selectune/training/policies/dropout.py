@@ -28,10 +28,14 @@ def branches(causal: Any) -> list[nn.Module]:
 
 @contextmanager
 def dropping(modules: list[nn.Module], share: float, generator: torch.Generator) -> Iterator[None]:
-    """Within, a share of these modules' outputs is set to zero and the rest scaled up."""
+    """Within, a share of these modules' outputs is set to zero and the rest scaled up: the same each time a module is computed, so that
+    activations may be computed again for the backward pass."""
+    first = int(torch.randint(1 << 40, (), generator=generator))
+    seeds = {module: first + number for number, module in enumerate(modules)}
 
     def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
-        return _with_first(output, lambda states: states * _kept(states, share, generator))
+        source = torch.Generator().manual_seed(seeds[module])
+        return _with_first(output, lambda states: states * _kept(states, share, source))
 
     with _hooked(modules, drop):
         yield

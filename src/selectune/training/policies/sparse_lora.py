@@ -66,11 +66,10 @@ class SparseLoRA(Policy):
         learnt[:, :-1] |= learnt[:, 1:].clone()  # the state that predicts a response token is at the token before
         context = in_records(batch) & ~learnt
         both = tuple(places.reshape(-1).nonzero().squeeze(-1) for places in (context, learnt))
-        stage.passing["tokens"] = both if sparse else None
-        try:
-            return plain()
-        finally:
-            stage.passing["tokens"] = None
+        stage.passing["tokens"] = (
+            both if sparse else None
+        )  # until the next batch, as the backward pass may compute this one again
+        return plain()
 
 
 class Predictor:
@@ -123,7 +122,7 @@ def _thinned(unit: Any, policy: SparseLoRA, stage: Stage) -> Callable[[Tensor], 
 
     def forward(states: Tensor) -> Tensor:
         tokens = stage.passing["tokens"]
-        if tokens is None or not unit.training or not len(tokens[0]):
+        if tokens is None or not unit.training or not torch.is_grad_enabled() or not len(tokens[0]):  # a reference is whole
             return dense(unit, states)
         context, response = tokens
         flat = states.reshape(-1, states.shape[-1])
