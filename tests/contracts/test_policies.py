@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from selectune import catalogue
+from selectune.errors import UserError
+from selectune.models import Anatomy
+from selectune.parameters import Selection
 from tests.training.policies.running import blocks, dense, run, same
 
 SETTINGS: dict[str, dict] = {
@@ -42,6 +45,14 @@ NEUTRAL: dict[str, dict] = {
 """Settings with which a policy is plain training."""
 ON_ADAPTERS = {"roselora": "lora", "fslora": "lora", "snella": "snella", "sparse_lora": "lora", "first": "first"}
 """Policies that act on adapters of a form alone; the rest of their contract is in test_low_rank.py, tests/adapters/test_snella.py, ..."""
+REFUSED = {
+    ("sparsegrad", "mixtral"),
+    ("sparse_lora", "mixtral"),
+    ("sparse_lora", "gpt2"),
+    ("routed", "mixtral"),
+    ("soft_mask", "mixtral"),
+}
+"""Policies that have nothing to act on in an architecture."""
 POLICIES = [name for name in catalogue.methods("policies") if name not in {"none", *ON_ADAPTERS}]
 
 
@@ -98,3 +109,18 @@ def test_activations_that_are_computed_again_are_the_same(name, tmp_path, llama_
     again = run(tmp_path / "again", llama_folder, values(name), gradient_checkpointing=True, **on)
     assert kept.after.keys() == again.after.keys()
     assert all(torch.allclose(value, again.after[key], atol=1e-4) for key, value in kept.after.items())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "mixtral"])
+@pytest.mark.parametrize("name", [*POLICIES, *ON_ADAPTERS])
+def test_another_base_trains_or_is_refused_in_one_line(name, architecture, tmp_path, tiny_folders):
+    def inside(model):
+        return Selection.of(model, [weight for block in Anatomy.of(model).blocks for weight in block.parameters])
+
+    try:
+        made = run(tmp_path, tiny_folders[architecture], values(name), steps=3, choose=inside, form=ON_ADAPTERS.get(name, "full"))
+    except UserError as error:
+        assert (name, architecture) in REFUSED and "\n" not in str(error)
+        return
+    assert (name, architecture) not in REFUSED
+    assert all(bool(value.isfinite().all()) for value in made.after.values()) and not same(made.after, made.base)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from selectune.data.packing import in_records
+from selectune.errors import UserError
 from selectune.models.anatomy import Block
 from selectune.training.policies.dropout import branches, dropping
 from selectune.training.policies.masked import Masked
@@ -58,6 +59,9 @@ class SoftMask(Masked):
         tokens, drop = 0, branches(stage.whole.causal)
         for number, batch in enumerate(stage.sample(self.examples, "importance")):
             with masks(stage, self.heads) as ones, torch.enable_grad():
+                if not ones:
+                    raise UserError("this base's experts have no rows that are measured", field="policy", expected="a dense base",
+                                    mend="`heads: true` measures attention's heads")  # fmt: skip
                 gradients = torch.autograd.grad(
                     0.1 * disagreement(stage, batch, drop, self.dropout, number), list(ones.values()), allow_unused=True
                 )
