@@ -123,4 +123,4 @@ def test_another_base_trains_or_is_refused_in_one_line(name, architecture, tmp_p
         assert (name, architecture) in REFUSED and "\n" not in str(error)
         return
     assert (name, architecture) not in REFUSED
-    assert all(bool(value.isfinite().all()) for value in made.after.values()) and not same(made.after, made.base)
+    assert all(bool(value.isfinite().all()) for value in made.after.values()) and not same(made.after, made.begun)

@@ -43,6 +43,8 @@ class Ran:
 
     base: dict
     """The weights before, by name."""
+    begun: dict
+    """What the form made of them."""
     after: dict
     selection: Selection
     result: object
@@ -74,13 +76,14 @@ def run(folder, base_folder, policy="none", *, choose=mixed, form="full", steps=
     context = Context(base, encoder, RECORDS, [], torch.Generator().manual_seed(seed), meter)
     torch.manual_seed(seed)
     model = catalogue.create("adapters", form).apply(base, selection, seed)
+    begun = dense(model)
     result = train(
         model, rows[:-2], rows[-2:], recipe=TrainingRecipe(**settings), steps=steps, learning_rate=rate,
         objective=catalogue.create("objectives", objective), bfloat16=bfloat16, folder=folder / "checkpoints",
         metrics=folder / "metrics.jsonl", seed=seed, meter=meter, quiet=True, watching=watching,
         policy=catalogue.create("policies", policy, "policy"), context=context,
     )  # fmt: skip
-    return Ran(before, dense(model), selection, result, model, base, meter.cost)
+    return Ran(before, begun, dense(model), selection, result, model, base, meter.cost)
 
 
 def same(one, other):

@@ -66,9 +66,8 @@ class SparseLoRA(Policy):
         learnt[:, :-1] |= learnt[:, 1:].clone()  # the state that predicts a response token is at the token before
         context = in_records(batch) & ~learnt
         both = tuple(places.reshape(-1).nonzero().squeeze(-1) for places in (context, learnt))
-        stage.passing["tokens"] = (
-            both if sparse else None
-        )  # until the next batch, as the backward pass may compute this one again
+        # until the next batch, as the backward pass may compute this one again
+        stage.passing["tokens"] = both if sparse else None
         return plain()
 
 
