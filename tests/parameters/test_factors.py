@@ -37,6 +37,21 @@ def test_apportion_is_exact_and_respects_what_there_is():
     assert apportion(10, [1, 1, 8], [10, 10, 2]) == [4, 4, 2]
     assert apportion(5, [0, 0], [3, 3]) == [3, 2]
     assert apportion(50, [1, 2], [3, 4]) == [3, 4]
+    assert apportion(4, [0, 5], [3, 3]) == [1, 3]
+
+
+def test_apportion_gives_what_whole_numbers_leave_to_the_largest_remainders_once():
+    assert apportion(5, [60, 25, 15], [60, 25, 15]) == [3, 1, 1]
+    sizes = [30] + [4] * 19
+    given = apportion(19, sizes, sizes)
+    assert sum(given) == 19 and given[0] == 5 and given[1:15] == [1] * 14
+    torch.manual_seed(0)
+    for _ in range(200):
+        sizes = torch.randint(1, 40, (int(torch.randint(1, 30, ())),)).tolist()
+        total = int(torch.randint(0, sum(sizes) + 1, ()))
+        given = apportion(total, sizes, sizes)
+        assert sum(given) == total
+        assert all(abs(some - total * size / sum(sizes)) < 1 for some, size in zip(given, sizes, strict=True))
 
 
 def test_global_takes_the_best_anywhere_and_fills_the_budget_with_what_fits():

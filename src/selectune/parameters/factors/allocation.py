@@ -72,21 +72,26 @@ def best_of_rows(scores: Tensor, count: int) -> Tensor:
 def apportion(total: int, shares: Sequence[float], most: Sequence[int]) -> list[int]:
     """Split a whole number in proportion to shares, each part at most so much; what is left over goes on to the others.
 
-    Largest remainders; ties by index.
+    Largest remainders; ties by index. Whoever would have more than there is has all of it, and the others share the rest.
     """
     given = [0] * len(shares)
-    left, open_ = min(total, sum(most)), [i for i in range(len(shares)) if most[i] > 0]
-    while left > 0 and open_:
+    left, open_ = min(total, sum(most)), list(range(len(shares)))
+    exact: dict[int, float] = {}
+    while open_:
         weight = sum(shares[i] for i in open_)
         exact = {i: left * (shares[i] / weight if weight > 0 else 1 / len(open_)) for i in open_}
-        step = {i: min(int(exact[i]), most[i] - given[i]) for i in open_}
-        if not any(step.values()):
-            order = sorted(open_, key=lambda i: (-(exact[i] - int(exact[i])), i))
-            step = dict.fromkeys(order[:left], 1)
-        for i, more in step.items():
-            given[i] += more
-        left -= sum(step.values())
-        open_ = [i for i in open_ if given[i] < most[i]]
+        full = [i for i in open_ if exact[i] >= most[i]]
+        if not full:
+            break
+        for i in full:
+            given[i] = most[i]
+            left -= most[i]
+        open_ = [i for i in open_ if exact[i] < most[i]]
+    for i in open_:
+        given[i] = int(exact[i])
+        left -= given[i]
+    for i in sorted(open_, key=lambda i: (given[i] - exact[i], i))[:left]:
+        given[i] += 1
     return given
 
 
