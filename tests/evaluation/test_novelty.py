@@ -76,6 +76,19 @@ def test_only_the_likeliest_word_is_greedy_and_the_end_is_never_taken(models):
         assert end not in draw(specialist, base.model, ids[:1], loose, [end], torch.Generator().manual_seed(seed))
 
 
+def test_no_end_that_the_model_names_is_taken_and_texts_fit_the_context(models, monkeypatch):
+    specialist, base, ids = models
+    from selectune.evaluation import novelty
+
+    taken = []
+    monkeypatch.setattr(novelty, "draw", lambda one, other, begun, how, ends, generator: taken.append(ends) or ids[1:])
+    monkeypatch.setattr(specialist.generation_config, "eos_token_id", [7, 9])
+    list(novelties(specialist, base.model, base.tokenizer, Novelty(rounds=1, tokens=4, iterative=False)))
+    assert {7, 9, base.tokenizer.eos_token_id, base.tokenizer.pad_token_id} == set(taken[0])
+    with pytest.raises(UserError, match="do not fit"):
+        list(novelties(specialist, base.model, base.tokenizer, Novelty(tokens=100_000)))
+
+
 def test_one_beam_without_contrast_draws_as_the_specialist_does(models):
     """The likeliest words, half of all draws, come in half of them."""
     specialist, base, ids = models

@@ -10,6 +10,7 @@ from selectune.data import Message, Record
 from selectune.data.chat import Encoded
 from selectune.errors import UserError
 from selectune.examples import aptitude
+from selectune.examples.among_answers import by_question, one_each
 from selectune.examples.aptitude import Aptitude, OneShot, typical_of
 from selectune.examples.factors.shown import after_shot
 from selectune.examples.factors.signals import ResponseLoss
@@ -108,6 +109,28 @@ def test_a_strategy_is_chosen_for_all_whatever_their_order(llama_folder):
     assert np.isnan(perplexity).sum() == 0 and len(set(of_strategies(made, perplexity).astype(int).tolist())) == 3
 
 
+def test_of_equal_fit_the_shorter_answer_is_taken_and_other_choices_are_another_question(llama_folder):
+    two = [record("Which?", "lamp lamp lamp"), record("Which?", "lamp")]
+    for records in (two, two[::-1]):
+        (place,) = one_each(pool(llama_folder, records), np.zeros(2))
+        assert records[place].response == "lamp"
+
+    def asked(*choices):
+        messages = (Message("user", "Which of these is true?"), Message("assistant", choices[0]))
+        return Record("choice", messages, choices=choices, answer=0)
+
+    apart = pool(llama_folder, [asked("red", "green"), asked("on", "off"), two[0]])
+    assert len(by_question(apart)) == 3 and len(one_each(apart, np.zeros(3))) == 3
+
+
+def test_more_than_suits_is_told(llama_folder):
+    made = pool(llama_folder, LAMPS)
+    assert len(SelfAligned(pairs=0, count=12).select(made).places) == 6
+    assert made.notes == ["12 records are asked for; only 6 answers suit the base"]
+    with pytest.raises(UserError, match="one file"):
+        SelfAligned(pairs=0, per="strategy").select(made)
+
+
 STYLES = [
     record(f"What is {a} plus {a + 1}?", answer)
     for a in range(8)
@@ -180,6 +203,43 @@ def test_what_helps_more_is_kept_and_both_in_between(monkeypatch, llama_folder):
     assert kept == [{True, False}] * 8  # no difference: both
     choose = decide(monkeypatch, by_content(values), lower=0.5, upper=0.5, count=2)
     assert [len(one) for one in choose(llama_folder)[0]] == [1, 1, 0, 0, 0, 0, 0, 0]  # the clearest first
+
+
+def test_an_odd_one_that_lies_at_the_quantile_keeps_both(monkeypatch, llama_folder):
+    values = [5.0, -5.0, 4.0, -4.0, 0.5, -3.0, 3.0, 9.0]
+    kept, _ = decide(monkeypatch, by_content(values), lower=0.5, upper=0.5)(llama_folder)
+    assert kept == [{value > 1.75} for value in values]  # an even number: the quantile is none of them
+    seven = [one for one in STYLES if one.question != "What is 7 plus 8?"]
+    given = [value for value in by_content(values) if value != 9.0]
+    kept, _ = decide(monkeypatch, given, lower=0.5, upper=0.5)(llama_folder, seven)
+    assert kept == [{True}, {False}, {True}, {False}, {True, False}, {False}, {True}, set()]
+
+
+def test_what_could_not_be_measured_keeps_both_and_moves_no_quantile(monkeypatch, llama_folder):
+    values = [2.0, 3.0, 4.0, 5.0, np.nan, 6.0, 7.0, 8.0]
+    kept, _ = decide(monkeypatch, by_content(values), lower=0.4, upper=0.6)(llama_folder)
+    low, high = np.nanquantile(values, [0.4, 0.6])
+    assert kept == [{True, False} if not (value < low or value > high) else {bool(value > high)} for value in values]
+    assert kept[4] == {True, False}
+    kept, _ = decide(monkeypatch, [np.nan] * 8)(llama_folder)
+    assert kept == [{True, False}] * 8
+
+
+def test_the_difference_is_the_first_styles_less_the_others_and_the_clusters(monkeypatch, llama_folder):
+    plain = aptitude.measure
+    worth = {one.key: int(one.question.split()[2]) * ("```" in one.response) for one in STYLES}
+
+    def measured(pool, signal, records=None):
+        if isinstance(signal, OneShot):
+            return np.array([worth[one.key] for one in records], dtype=np.float64)
+        return plain(pool, signal, records)
+
+    monkeypatch.setattr(aptitude, "measure", measured)
+    made = pool(llama_folder, STYLES)
+    difference = Aptitude(measured=8).select(made).signals["difference"]
+    assert difference.tolist() == [int(one.question.split()[2]) for one in STYLES]
+    few = Aptitude(measured=2).select(made).signals["difference"]
+    assert 1 <= len(set(few.tolist())) <= 2 and set(few.tolist()) <= set(range(8))
 
 
 def test_each_source_has_quantiles_of_its_own(monkeypatch, llama_folder):

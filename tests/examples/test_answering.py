@@ -239,6 +239,27 @@ def test_answers_that_differ_are_settled_and_kept_where_they_are_likely(llama_fo
     assert re.search(r"1\. lamp 0\n2\. lamp 1\n3\. lamp 2\n4\. lamp 3", listed)
 
 
+def test_a_question_that_comes_again_with_its_answer_comes_last(llama_folder):
+    again = [record(10, "lamp 5"), record(10, "lamp 6"), record(11), record(12)]
+    made = pool(llama_folder, again, TARGET)
+    with Endpoint(knows) as there:
+        choice = SemiSupervised(by_endpoint=there.url, by_model="large", temperature=0, fraction=1.0, steps=0).select(made)
+    assert set(choice.places[:3]) >= {2, 3} and choice.places[3] in (0, 1)
+    assert any("1 questions repeat another" in note for note in made.notes)
+
+
+def test_the_budget_is_of_the_pool_as_it_was_and_filled_with_what_trains(llama_folder):
+    made = pool(llama_folder, [record(number, "lamp " * 12 + str(number)) for number in range(10, 22)], TARGET)
+    whole = int(made.tokens.sum())
+    for budget in (whole - 1, whole // 4):
+        with Endpoint(knows) as there:
+            method = SemiSupervised(by_endpoint=there.url, by_model="large", temperature=0, by="tokens", count=budget, steps=0)
+            choice = method.select(made)
+        sizes = made.of(choice.records).tokens
+        used, left = int(sizes[choice.places].sum()), sorted(set(range(12)) - set(choice.places.tolist()))
+        assert used < whole and used <= budget and all(used + sizes[place] > budget for place in left)
+
+
 def test_the_base_that_has_learnt_the_target_answers(llama_folder):
     made = pool(llama_folder, RECORDS[:4], TARGET)
     settings = {"count": 2, "longest": 6, "samples": 2, "temperature": 0}
@@ -371,6 +392,39 @@ def test_the_student_learns_between_rounds(llama_folder):
     assert np.isclose(once, twice, atol=1e-6).sum() == 6  # the first part is asked before anything is learnt
     silent = unsure(2, lambda body: "")
     assert silent.signals["kept"].sum() == 0 and list(silent.records) == records
+
+
+def test_a_teacher_at_an_endpoint_sees_the_choices(llama_folder):
+    def asked(number):
+        messages = (Message("user", f"Which lamp is on at fault {number}?"), Message("assistant", "red"))
+        return Record("choice", messages, choices=("red", "green", "blue"), answer=0)
+
+    with Endpoint(lambda body: "B") as there:
+        method = LearningWithLess(by_endpoint=there.url, by_model="large", samples=2, rounds=1, count=3, shots=1)
+        choice = method.select(pool(llama_folder, [asked(number) for number in range(6)], [asked(7)]))
+    assert all("A. red\nB. green\nC. blue" in message["content"] for body in there.asked for message in body["messages"][::2])
+    assert all(one.response == "green" for one in choice.records) and (choice.signals["teacher's confidence"] == 1).all()
+
+
+def test_thresholds_that_all_pass_and_equal_weights_are_plain_training_on_the_answers(llama_folder, monkeypatch):
+    monkeypatch.setattr(Thresholds, "passes", lambda self, sure, unsure, labels: np.ones(len(labels), dtype=bool))
+    monkeypatch.setattr(LearningWithLess, "_student", lambda self, pool, model, records: np.full(len(records), 0.5))
+    records = [sorted_by(number, number % 3) for number in range(6)]
+    with Endpoint(lambda body: LABELS[0]) as there:
+        method = LearningWithLess(by_endpoint=there.url, by_model="large", samples=2, rounds=1, fraction=1.0, steps=1)
+        choice = method.select(pool(llama_folder, records))
+    assert choice.weights.tolist() == [1.0] * 6
+    trained = choice.as_they_train(records)
+    assert all(one.weight == 1 and one.response == LABELS[0] for one in trained.values()) and len(trained) == 6
+
+
+def test_the_best_quarter_is_that_of_each_part_in_which_nothing_passes(llama_folder, monkeypatch):
+    parts = iter([True, False])
+    monkeypatch.setattr(Thresholds, "passes", lambda self, sure, unsure, labels: np.full(len(labels), next(parts)))
+    monkeypatch.setattr(LearningWithLess, "_student", lambda self, pool, model, records: np.full(len(records), 0.5))
+    records = [sorted_by(number, number % 3) for number in range(16)]
+    choice = LearningWithLess(rounds=2, batch=8, count=3, steps=1).select(pool(llama_folder, records))
+    assert choice.signals["kept"].sum() == 8 + 2
 
 
 def test_where_nothing_passes_the_best_quarter_is_learnt(llama_folder, monkeypatch):

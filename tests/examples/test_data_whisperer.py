@@ -1,10 +1,13 @@
 """Data Whisperer: boundaries, attention against a plain run, shares and worths against their definitions."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
 from selectune.data import Message, Record
+from selectune.errors import UserError
 from selectune.examples import data_whisperer
 from selectune.examples.data_whisperer import Whispered, attention_kept, overlap, shares, shown
 from tests.examples.test_signals import RECORDS, pool
@@ -82,6 +85,27 @@ def test_what_an_answer_is_worth_is_shared_by_the_attention_of_the_layer(llama_f
         worth = float(torch.exp(-said.loss)) * shares(attention[0][0], prompt.bounds, prompt.answer)
         possible.append(worth[order])
     assert any(found == pytest.approx(one, rel=1e-3) for one in possible)
+
+
+def test_of_few_together_none_is_worth_more_for_it(llama_folder, monkeypatch):
+    made = pool(llama_folder, RECORDS[:4], target=RECORDS[6:7])
+    monkeypatch.setattr(Whispered, "_read", lambda self, pool, piece: 0.5)
+    monkeypatch.setattr(
+        data_whisperer, "shares", lambda attention, bounds, answer: np.full(len(bounds) - 1, 1 / (len(bounds) - 1))
+    )
+    monkeypatch.setattr(data_whisperer, "attention_kept", lambda base, layer: nullcontext([[None]]))
+    found = Whispered(count=1, demonstrations=3, questions=1).score(made)["worth as a demonstration"]
+    assert found == pytest.approx(np.full(4, 0.5 / 3))  # three together, and one alone
+
+
+def test_questions_that_are_too_long_are_told(llama_folder):
+    long = Record("chat", (Message("user", "Tell me. " * 30), Message("assistant", "lamp 7")))
+    made = pool(llama_folder, RECORDS[:4], target=[long, RECORDS[6]])
+    Whispered(count=1, questions=1, longest=200).score(made)
+    assert made.notes == ["1 of 2 questions are not asked: more than 50 tokens"]
+    made = pool(llama_folder, RECORDS[:4], target=[long])
+    with pytest.raises(UserError, match=r"examples\.longest.*no question fits"):
+        Whispered(count=1, questions=1, longest=200).select(made)
 
 
 def test_without_a_target_no_record_answers_a_question_of_its_own_half(llama_folder):

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from selectune.data import Message, Record
 from selectune.examples.deal_rec import InfluenceAndEffort, Surrogate, inverse_product
 from selectune.examples.factors.curvature import moved_slope
 from selectune.examples.factors.last_block import Effort, gradients_at, last_linear, pieces_of
 from selectune.examples.factors.store import measure
+from selectune.examples.method import ranked
 from tests.examples.test_signals import RECORDS, pool
 
 
@@ -150,11 +152,21 @@ def test_groups_of_the_range_are_filled_from_the_smallest_and_the_hardest_come_l
     places = method.spread(made, score)
     assert sorted(places.tolist()) == list(range(10)) and places[-1] == 9
     assert {6, 7, 8} - set(places[:4].tolist()) in ({7}, {8}, set()) and 6 in places[:4]
-    even = method.spread(made, np.ones(10))
-    assert sorted(even.tolist()) == list(range(10))
+    even = InfluenceAndEffort(count=4, hardest=0.0)
+    assert np.array_equal(even.spread(made, np.ones(10)), ranked(made, made.uniform("deal_rec")))  # one group, at random
+    other = pool(llama_folder, seed=1)
+    assert not np.array_equal(even.spread(other, np.ones(10)), even.spread(made, np.ones(10)))
     halves = InfluenceAndEffort(count=2, groups=2, hardest=0.0).spread(made, np.array([0.0] * 4 + [0.45] * 5 + [1.0]))
     assert 9 in halves[:2]  # alone in the upper half of the range
     with_effort, without = (InfluenceAndEffort(count=4, groups=3, steps=5, effort=e).choose(made) for e in (0.5, 0))
     assert np.ptp(without.signals["score"]) == pytest.approx(1)
     assert np.allclose(without.signals["influence"], with_effort.signals["influence"])
     assert not np.allclose(without.signals["score"], with_effort.signals["score"])
+
+
+def test_what_has_nothing_to_learn_has_no_score_and_comes_last(llama_folder):
+    unread = [Record("chat", (Message("user", "lamp " * 300 + str(n)), Message("assistant", "on"))) for n in range(3)]
+    made = pool(llama_folder, [*unread, *RECORDS])
+    choice = InfluenceAndEffort(count=10, steps=3, groups=3).select(made)
+    assert min(choice.places) == 3 and np.isnan(choice.signals["score"][:3]).all() and "3 records" in made.notes[-1]
+    assert sorted(InfluenceAndEffort(count=10).spread(made, np.full(13, np.nan)).tolist()) == list(range(13))

@@ -5,8 +5,9 @@ import pytest
 
 from selectune.data import Message, Record
 from selectune.examples import diverse
-from selectune.examples.diverse import ClusteredDifficulty, EasyAndHard
+from selectune.examples.diverse import ClusteredDifficulty, Determinant, EasyAndHard
 from selectune.examples.factors.strata import k_means
+from selectune.examples.method import ranked
 from tests.examples.test_signals import pool
 
 RECORDS = [Record("chat", (Message("user", f"What is {i}?"), Message("assistant", f"lamp {i}"))) for i in range(24)]
@@ -37,8 +38,26 @@ def test_the_nearest_and_the_farthest_of_each_group(grouped, easy):
         assert chosen & set(group) == set(wanted)
 
 
-def test_a_budget_beyond_the_groups_takes_them_whole(grouped):
-    assert sorted(EasyAndHard(clusters=3, easy=1.0, random=0.0, count=24).select(grouped[0]).places) == list(range(24))
+def test_a_small_group_is_taken_whole_and_hands_the_rest_on(grouped):
+    made, _, labels, _ = grouped
+    chosen = EasyAndHard(clusters=3, easy=1.0, random=0.0, count=18).select(made).places
+    assert sorted(np.bincount(labels[chosen]).tolist()) == [4, 7, 7]
+
+
+def test_the_random_base_comes_first(grouped):
+    made = grouped[0]
+    chosen = EasyAndHard(clusters=3, random=0.5, count=6).select(made).places.tolist()
+    base = ranked(made, made.uniform("deft base")).tolist()
+    assert chosen[:3] == base[:3] and not set(chosen[3:]) & set(base[:3])
+
+
+def test_what_has_no_gradient_is_not_unusual(grouped, monkeypatch):
+    made, vectors, _, _ = grouped
+    silent = vectors.copy()
+    silent[[2, 9]] = 0
+    monkeypatch.setattr(diverse.Embedded, "embed", lambda self, pool: silent)
+    choice = EasyAndHard(clusters=3, easy=0.0, random=0.0, count=22).select(made)
+    assert not {2, 9} & set(choice.places.tolist()) and "2 records have nothing to learn" in made.notes[0]
 
 
 def test_the_hardest_of_each_group_in_the_groups_proportion(grouped, monkeypatch):
@@ -53,3 +72,21 @@ def test_the_hardest_of_each_group_in_the_groups_proportion(grouped, monkeypatch
             key=lambda place: (ratio[place] >= 1, -ratio[place] if ratio[place] < 1 else ratio[place]),
         )
         assert chosen & set(group) == set(group[: len(group) // 2])
+
+
+def test_a_group_of_which_nothing_is_known_has_no_share(grouped, monkeypatch):
+    made, _, labels, _ = grouped
+    ratio = np.where(labels == labels[0], np.nan, np.random.default_rng(1).uniform(0.2, 1.3, 24))
+    monkeypatch.setattr(diverse, "difficulty", lambda pool: {"instruction-following difficulty": ratio})
+    chosen = ClusteredDifficulty(clusters=3, count=10).select(made).places
+    assert sorted(np.bincount(labels[chosen], minlength=3).tolist()) == [0, 4, 6]
+    assert "4 records have nothing to learn" in made.notes[0]
+
+
+def test_the_note_on_diversity_is_of_what_was_chosen_by_tokens_too(llama_folder, monkeypatch):
+    vectors = np.repeat(np.eye(24, dtype=np.float32)[:6], 4, axis=0)  # six kinds of record, four of each
+    monkeypatch.setattr(diverse.Embedded, "embed", lambda self, pool: vectors)
+    made = pool(llama_folder, RECORDS)
+    tokens = int(np.sort(made.tokens)[:6].sum())
+    chosen = Determinant(count=tokens, by="tokens").select(made).places
+    assert 3 <= len(chosen) <= 6 and float(made.notes[0].split(" are ")[1].split()[0]) > 0.1

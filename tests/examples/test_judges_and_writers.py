@@ -185,6 +185,14 @@ def test_without_a_judge_likelihoods_tell(llama_folder):
     assert np.array_equal(choice.signals["judged hard"] == 1, gap > 0.5)
 
 
+def test_what_cannot_be_judged_is_neither_hard_nor_easy_and_is_told(llama_folder):
+    unread = [record("lamp " * 300 + str(number)) for number in range(3)]  # nothing of their answers is left
+    made = pool(llama_folder, [*MIXED, *unread])
+    choice = HardRecords(start=40, more=5, rounds=3, longest=4, count=3).select(made)
+    assert np.isnan(choice.signals["judged hard"][-3:]).all() and np.isfinite(choice.signals["judged hard"][:-3]).all()
+    assert "3 records could not be judged" in made.notes[-1]
+
+
 def test_what_tells_the_accuracy_did_not_teach(llama_folder, monkeypatch):
     seen = []
     plain = iter_select_tune._taught

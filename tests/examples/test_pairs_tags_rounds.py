@@ -9,9 +9,12 @@ from selectune.errors import UserError
 from selectune.examples import delift
 from selectune.examples.delift import GuessedUtility, InContextUtility, distance, guessed, utilities
 from selectune.examples.factors.shown import shown_alone, shown_before
+from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, lazy_greedy
 from selectune.examples.refined import Refined, reweighed
 from selectune.examples.tags import complexity_first, style
+from selectune.examples.toward_target import Balanced
 from tests.contracts.test_examples import no_download  # noqa: F401
+from tests.examples.test_samplers import value
 from tests.examples.test_signals import RECORDS, pool
 
 
@@ -177,3 +180,64 @@ def test_shares_follow_scores_and_constant_ones_change_nothing(llama_folder):
     assert moved[0] == 0 and moved.sum() == pytest.approx(1) and moved[3] == 0.5
     choice = Refined(count=6, clusters=3, rounds=3, steps=2).select(pool(llama_folder))
     assert len(set(choice.places.tolist())) == 6
+
+
+def test_a_certain_answer_is_at_no_distance(monkeypatch, llama_folder):
+    worker = pool(llama_folder).worker()
+    monkeypatch.setattr(type(worker), "log_probabilities", lambda self, pieces: [np.zeros(3), np.log(np.full(4, 0.5))])
+    assert distance(worker, [None, None]) == pytest.approx([0, 0.5])
+
+
+def test_the_objectives_are_monotone_and_submodular_and_their_bounds_end_where_they_do_nothing():
+    kernel = np.random.default_rng(0).random((5, 5))
+    toward = np.random.default_rng(1).random(5)
+    sets = [[place for place in range(5) if number >> place & 1] for number in range(32)]
+    for options in ({}, {"floor": toward}, {"cap": toward}):
+        for large in sets:
+            for small in (some for some in sets if set(some) <= set(large)):
+                for place in set(range(5)) - set(large):
+                    gain = [value(kernel, [*some, place], **options) - value(kernel, some, **options) for some in (small, large)]
+                    assert gain[0] >= gain[1] - 1e-12 and gain[1] >= -1e-12
+    plain = lazy_greedy(FacilityLocation(OfMatrix(kernel)), 5)
+    for options in ({"floor": np.zeros(5)}, {"cap": np.ones(5)}):
+        bounded = lazy_greedy(FacilityLocation(OfMatrix(kernel), **options), 5)
+        assert np.array_equal(bounded[0], plain[0]) and np.allclose(bounded[1], plain[1])
+    for moved in (3 * kernel, kernel + 0.2):
+        assert np.array_equal(lazy_greedy(FacilityLocation(OfMatrix(moved)), 5)[0], plain[0])
+
+
+def test_toward_a_target_its_kind_comes_first_and_beside_what_is_known_last(llama_folder, monkeypatch):
+    helps = np.array([[1.0, 0.2, 0.1, 0.1], [0.2, 1.0, 0.1, 0.1], [0.1, 0.1, 0.9, 0.8], [0.1, 0.1, 0.8, 0.9]])
+    toward = np.array([0.0, 0.0, 1.0, 1.0])  # how well the target's examples help with each record
+    made = pool(llama_folder, RECORDS[:4], target=RECORDS[6:8])
+    place_of = {key: place for place, key in enumerate(made.keys)}
+
+    def known(pool, helped, helpers):
+        own = [place_of[record.key] for record in helped]
+        if helpers[0].key in place_of:
+            return helps[np.ix_(own, [place_of[record.key] for record in helpers])]
+        return np.tile(toward[own, None], (1, len(helpers)))
+
+    monkeypatch.setattr(delift, "utilities", known)
+    first = {stage: InContextUtility(stage=stage, count=1).select(made).places[0] for stage in ("target", "continual")}
+    assert first["target"] in (2, 3) and first["continual"] in (0, 1)
+    assert GuessedUtility.choose is InContextUtility.choose
+
+
+def test_the_order_of_the_target_changes_no_group(llama_folder):
+    target = RECORDS[2:9]
+    chosen = [
+        Balanced(groups=3, count=3).select(pool(llama_folder, RECORDS[:6], target=some)).places.tolist()
+        for some in (target, target[::-1])
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_guesses_know_who_helps_whom():
+    source = np.random.default_rng(0)
+    rows = source.normal(size=(60, 4))
+    columns = source.normal(size=(60, 4))
+    known = np.repeat(rows[:40, :1], 40, axis=1)
+    found, _ = guessed(known, rows, columns, 0, epochs=200)
+    wanted = np.repeat(rows[40:, :1], 20, axis=1).ravel()
+    assert np.corrcoef(found[40:, 40:].ravel(), wanted)[0, 1] > 0.8 > abs(np.corrcoef(found[40:, 40:].T.ravel(), wanted)[0, 1])

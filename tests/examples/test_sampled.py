@@ -40,6 +40,10 @@ def test_top_bottom_and_threshold(llama_folder):
     assert sorted(tokens[top]) == sorted(np.sort(tokens)[-4:])
     bottom = Sampled(signals=("length",), sampler="bottom", count=4).select(made).places
     assert sorted(tokens[bottom]) == sorted(np.sort(tokens)[:4])
+    unread = Record("chat", (Message("user", "lamp " * 300), Message("assistant", "on")))
+    silent = pool(llama_folder, [unread, *RECORDS])
+    assert 0 not in Sampled(signals=("loss",), sampler="bottom", count=4).select(silent).places
+    assert "1 records have no finite signal" in silent.notes[0]
     limit = float(np.sort(tokens)[-3])
     above = Sampled(signals=("length",), sampler="threshold", threshold=limit, count=10).select(made)
     assert (tokens[above.places] >= limit).all() and len(above.places) == (tokens >= limit).sum()

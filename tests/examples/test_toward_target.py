@@ -1,5 +1,6 @@
 """GOT-D, SIFT and BIDS: the faithful-if lines of their cards."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from scipy.optimize import linprog
 
 from selectune.data import Message, Record
-from selectune.examples import Pool
+from selectune.examples import Pool, toward_target
 from selectune.examples.factors.transport import calibrated_gradient, potentials
-from selectune.examples.toward_target import LeastUncertain, balanced, least_uncertain
+from selectune.examples.toward_target import LeastUncertain, TransportGradient, balanced, least_uncertain
 
 
 def cost_of(costs, source):
@@ -22,7 +23,7 @@ def cost_of(costs, source):
 def test_the_calibrated_gradient_is_that_of_exact_transport():
     generator = np.random.default_rng(0)
     costs = generator.random((6, 5))
-    source, _ = potentials(costs, 0.004, steps=100_000)
+    source, *_ = potentials(costs, 0.004, steps=100_000)
     found = calibrated_gradient(source)
     assert calibrated_gradient(source + 3.7) == pytest.approx(found)  # a potential is known up to a constant
     step = 1e-4
@@ -35,11 +36,11 @@ def test_the_calibrated_gradient_is_that_of_exact_transport():
 
 def test_equal_sets_have_no_gradient_and_the_far_record_the_largest():
     points = np.random.default_rng(1).random((8, 3))
-    source, _ = potentials(np.linalg.norm(points[:, None] - points[None], axis=-1), 0.01)
+    source, *_ = potentials(np.linalg.norm(points[:, None] - points[None], axis=-1), 0.01)
     assert np.abs(calibrated_gradient(source)).max() < 0.05
     pool = np.concatenate([points, [[9.0, 9.0, 9.0]]])
     costs = np.linalg.norm(pool[:, None] - points[None], axis=-1)
-    source, _ = potentials(costs / costs.max(), 0.05)
+    source, *_ = potentials(costs / costs.max(), 0.05)
     assert int(calibrated_gradient(source).argmax()) == 8
 
 
@@ -102,6 +103,18 @@ def test_a_record_that_points_away_from_the_target_comes_last(monkeypatch):
     assert np.isnan(choice.signals["variance left"][[0, 2, 4]]).all()
     made.target = [asks(1, 0), asks(-1, 0)]
     assert 0 in LeastUncertain(count=1, centre=False).select(made).places  # toward one of them is enough
+
+
+def test_transport_takes_what_the_target_lacks(monkeypatch):
+    monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Drawn)
+    records = [*(replace(asks(1, 0), line=n, source=str(n)) for n in range(3)), asks(0, 1)]
+    made = Pool(records, lambda: None, lambda words: None, [asks(0, 1)] * 4, quiet=True)
+    assert TransportGradient(count=1).select(made).places.tolist() == [3]
+    choice = TransportGradient(count=1, block=2).select(made)
+    assert choice.places.tolist() == [3] and np.isfinite(choice.signals["transport gradient"]).all() and not made.notes
+    monkeypatch.setattr(toward_target, "potentials", lambda costs, weight: (np.zeros(len(costs)), None, False))
+    TransportGradient(count=1, block=2).select(made)
+    assert made.notes[0].startswith("transport of 2 of 2 blocks did not settle")
 
 
 def by_loop(influence, count):

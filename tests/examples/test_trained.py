@@ -1,12 +1,14 @@
 """S2L, LoBaSS, DONOD, IFD, GRAPE: the faithful-if lines of their cards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from selectune.data import Message, Record
+from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
-from selectune.examples import judged, self_scoring, trained
+from selectune.examples import Pool, judged, self_scoring, trained
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.judged import NO, YES, YesOrNo
@@ -21,7 +23,8 @@ from selectune.examples.trained import (
     losses_along,
     trained_copy,
 )
-from tests.examples.test_signals import RECORDS, pool
+from selectune.models import load_base
+from tests.examples.test_signals import RECORDS, own_loss, pool
 from tests.tiny import save_tiny
 
 
@@ -56,6 +59,33 @@ def test_donod_keeps_what_moves_least(llama_folder):
     assert signals["norm of the change"][ideal] <= np.median(signals["norm of the change"])
 
 
+def test_growth_has_the_sign_of_a_step_against_the_gradient(llama_folder, monkeypatch):
+    made = pool(llama_folder, RECORDS[:2])
+    monkeypatch.setattr(trained, "measure", lambda pool, signal: np.array([[1, -4], [1, 4]], dtype=np.float32))
+    weight = made.base.model.get_output_embeddings().weight
+    weight.data.mul_(2 / weight.data.norm())
+    for bad, closeness in ((True, [0, 1]), (False, [1, 0])):
+        found = OutputChange(count=1, growth_is_bad=bad).score(made)
+        assert found["growth of the norm"] == pytest.approx([2, -2]) and found["closeness"] == pytest.approx(closeness)
+
+
+def test_a_long_text_moves_no_more_than_its_pieces(llama_folder):
+    text = Record("text", text="The quick brown fox jumps over the lazy dog. " * 12)
+    made = Pool([text], lambda: load_base(llama_folder), lambda words: Encoder(words, 32), quiet=True)
+    pieces = made.encoder.encode(text)
+    whole = measure(made, OutputGradient())[0]
+    assert len(pieces) > 3
+    each = [
+        measure(made, OutputGradient(), [Record("text", text=made.base.tokenizer.decode(piece.input_ids))])[0, 0]
+        for piece in pieces[:-1]
+    ]
+    assert 0.8 * min(each) < whole[0] < 1.2 * max(each)
+    loss = sum(
+        own_loss(made.base, piece.input_ids, [-100, *piece.labels[1:]]) * (len(piece.input_ids) - 1) for piece in pieces
+    ) / sum(len(piece.input_ids) - 1 for piece in pieces)
+    assert measure(made, ResponseLoss())[0] == pytest.approx(loss, rel=1e-4)
+
+
 UNREAD = [Record("chat", (Message("user", "lamp " * 300 + str(n)), Message("assistant", "on"))) for n in range(6)]
 """Nothing of their responses fits."""
 
@@ -77,6 +107,54 @@ def test_learnability_of_nothing_learnt_is_nothing(llama_folder):
     learnt = Learnability(steps=30, learning_rate=3e-3, shortest=0).score(made)
     by_hand = (learnt["loss"] - learnt["loss after"]) / learnt["loss"]
     assert np.allclose(learnt["learnability"], by_hand) and by_hand.mean() > 0.1
+
+
+@pytest.mark.parametrize("keep", ["highest", "lowest"])
+def test_short_responses_have_no_learnability(llama_folder, monkeypatch, keep):
+    made = pool(llama_folder, RECORDS[:3])
+    monkeypatch.setattr(trained, "measure", lambda pool, signal: np.array([2.0, 2.0, 2.0]))
+    monkeypatch.setattr(Learnability, "_crossed", lambda self, pool: np.array([0.0, 1.0, 0.0]))
+    made.tokens = np.array([20, 20, 3])
+    found = Learnability(count=3, keep=keep).score(made)["learnability"]
+    assert found[:2].tolist() == [1.0, 0.5] and np.isnan(found[2])
+    assert Learnability(count=2, keep=keep).select(made).places.tolist() == ([0, 1] if keep == "highest" else [1, 0])
+
+
+def grouped_trajectories(*sizes):
+    """Well-separated groups of so many records, ``(records, 2)``."""
+    return np.concatenate([np.full((size, 2), 100.0 * number) for number, size in enumerate(sizes)])
+
+
+@pytest.mark.parametrize(("count", "expected"), [(30, [5, 10, 15, 0, 0]), (117, [5, 10, 100, 2, 0])])
+def test_groups_share_evenly_and_the_smallest_come_last(llama_folder, monkeypatch, count, expected):
+    made = pool(llama_folder, [replace(RECORDS[0], text=str(number)) for number in range(118)])
+    monkeypatch.setattr(trained, "losses_along", lambda *settings: grouped_trajectories(5, 10, 100, 2, 1))
+    places = Trajectories(count=count, clusters=5, checkpoints=2).choose(made).places
+    found = np.histogram(places, bins=[0, 5, 15, 115, 117, 118])[0].tolist()
+    assert found[:3] == expected[:3] and sum(found[3:]) == sum(expected[3:])
+    assert sorted(Trajectories(count=118, clusters=5, checkpoints=2).choose(made).places.tolist()) == list(range(118))
+
+
+def test_the_order_of_checkpoints_changes_no_group(llama_folder, monkeypatch):
+    made = pool(llama_folder, [replace(RECORDS[0], text=str(number)) for number in range(40)])
+    drawn = np.random.default_rng(0).normal(size=(40, 4)) + np.repeat(np.eye(4) * 50, 10, axis=0)
+    choices = []
+    for trajectories in (drawn, drawn[:, ::-1]):
+        monkeypatch.setattr(trained, "losses_along", lambda *settings, given=trajectories: given)
+        choices.append(Trajectories(count=12, clusters=4, checkpoints=4).choose(made))
+    one, other = (choice.signals["cluster"] for choice in choices)
+    assert np.array_equal(one[:, None] == one, other[:, None] == other) and len(set(one)) == 4
+    assert set(choices[0].places.tolist()) == set(choices[1].places.tolist())
+
+
+def test_losses_after_a_training_are_each_records_own(llama_folder):
+    made = pool(
+        llama_folder, [Record("chat", (Message("user", f"Fault {n}?"), Message("assistant", f"lamp {n * 7}"))) for n in range(70)]
+    )
+    found = losses_after(made, made.base.model)
+    for place in (0, 33, 69):
+        (piece,) = made.encoder.encode(made.records[place])
+        assert found[place] == pytest.approx(own_loss(made.base, piece.input_ids, [-100, *piece.labels[1:]]), rel=1e-4)
 
 
 def test_trajectories_begin_at_the_base(llama_folder):

@@ -81,6 +81,11 @@ def test_not_with_dropout_nor_with_a_window_that_cuts_records():
         assert not works
     with attend_by_record(tiny("gemma3_text", sliding_window=4), rows) as works:
         assert not works
+    unlearnt = [row | {"labels": torch.full_like(row["labels"], -100)} for row in rows]  # states are asked for, no loss
+    with attend_by_record(tiny("gemma3_text", sliding_window=4), unlearnt) as works:
+        assert not works
+    with attend_by_record(tiny("llama"), unlearnt) as works:
+        assert works
 
 
 @pytest.mark.parametrize("trained", ["lora", "block", "everything"])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selectune.evaluation.engine import END_TO_END, PLAIN, Engine
 from selectune.evaluation.rows import SHORTEST_PREFIX, Question, end_to_end, lay_end_to_end
+from selectune.models.anatomy import end_tokens
 from selectune.models.attention_of_answers import NAME, Answers
 from selectune.models.attention_of_choices import Row, attending
 from selectune.models.products import fast_fp32_products
@@ -35,7 +36,7 @@ class Writer:
 
     def __init__(self, engine: Engine, tokenizer: Any, limit: int, stop: Sequence[str], places: int) -> None:
         self._engine, self._tokenizer, self._limit, self._stop, self._places = engine, tokenizer, limit, stop, places
-        self._ends = set(_as_list(tokenizer.eos_token_id)) | set(_as_list(engine.causal.generation_config.eos_token_id))
+        self._ends = set(end_tokens(engine.causal, tokenizer))
 
     def write(self, prompts: list[list[int]]) -> Iterator[tuple[int, str]]:
         """Yield the number of a prompt and its answer, as answers end."""
@@ -171,7 +172,3 @@ def _agrees(engine: Engine) -> bool:
             alone.append(ids[len(prompt) :])
         engine.writes_together = [list(row) for row in zip(*found, strict=True)] == alone
     return engine.writes_together
-
-
-def _as_list(value: Any) -> list[int]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]

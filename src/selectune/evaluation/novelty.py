@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from selectune.errors import UserError
+from selectune.models.anatomy import context_length, end_tokens
+
 if TYPE_CHECKING:
     from selectune.run import Run
 
@@ -118,12 +121,20 @@ def novelties(
     Args:
         specialist, base: models of one vocabulary, in fp32 (rounding would be taken for novelty). opening: what texts begin after;
             left out: the token that begins every text.
+
+    Raises:
+        UserError: texts are longer than the context.
     """
     how = how or Novelty()
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     begun = list(opening or [first])
+    room = context_length(specialist) - len(begun)
+    if how.tokens > room:
+        raise UserError(
+            f"texts of {how.tokens:,} tokens do not fit the model's context", field="--tokens", expected=f"at most {room:,}"
+        )
     generator = torch.Generator().manual_seed(seed)
-    ends = sorted({tokenizer.eos_token_id, tokenizer.pad_token_id} - {None})
+    ends = sorted({*end_tokens(specialist, tokenizer), tokenizer.pad_token_id} - {None})
     known = copy.deepcopy(base).float() if how.iterative else base  # what was shown already is taught to it
     stepper = torch.optim.AdamW(known.requires_grad_(True).parameters(), lr=how.learning_rate) if how.iterative else None
     for _ in range(how.rounds):

@@ -19,7 +19,7 @@ class AmongAnswers(ExampleMethod, ABC):
     """Of several answers to a question, those that suit the base; even where the budget would hold all of them."""
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of the answers that suit the base."""
+    """Of the answers that suit the base; by tokens: of the tokens of the whole pool."""
 
     @abstractmethod
     def suited(self, pool: Pool) -> tuple[Array, dict[str, Array]]:
@@ -36,14 +36,18 @@ class AmongAnswers(ExampleMethod, ABC):
         if self.by == "tokens":
             return Choice(self.fill(pool, places), signals)
         wanted = self.count if self.count is not None else max(1, round(self.fraction * len(places)))
+        if wanted > len(places):
+            pool.notes.append(f"{wanted:,} records are asked for; only {len(places):,} answers suit the base")
         return Choice(places[:wanted], signals)
 
 
 def by_question(pool: Pool) -> dict[tuple[str, ...], list[int]]:
-    """Return the places of the answers to each question, by content; a text without a question is one by itself."""
+    """Return the places of the answers to each question, by content; a text without a question is one by itself, and a question with other choices is
+    another question."""
     found: dict[tuple[str, ...], list[int]] = {}
     for place in pool.order.tolist():
-        asked = tuple(message.content for message in pool.records[place].prompt)
+        record = pool.records[place]
+        asked = (*(message.content for message in record.prompt), *record.choices)
         found.setdefault(asked or (pool.keys[place],), []).append(place)
     return found
 

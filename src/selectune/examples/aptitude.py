@@ -86,7 +86,8 @@ class Aptitude(AmongAnswers):
     measured: Annotated[int, Field(gt=0)] = 64
     """Questions whose answers are shown as examples: the most typical of as many clusters; the others of a cluster go the same way."""
     lower: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Quantile of the differences (first style minus second) of a source below which the second style alone is kept."""
+    """Quantile of the differences (first style minus second) of a source below which the second style alone is kept; with both quantiles the
+    same, only what lies exactly there keeps both."""
     upper: Annotated[float, Field(ge=0, le=1)] = 0.6
     """Quantile above which the first alone is."""
 
@@ -103,14 +104,16 @@ class Aptitude(AmongAnswers):
             sources = np.array([pool.records[places[0]].source for places in paired])
             for source in np.unique(sources):  # some sources suit one style more than others do
                 of_source = np.flatnonzero(sources == source)
-                low, high = np.quantile(found[of_source], [self.lower, self.upper])
+                measured = found[of_source][np.isfinite(found[of_source])]
+                low, high = np.quantile(measured, [self.lower, self.upper]) if len(measured) else (-np.inf, np.inf)
                 for number in of_source.tolist():
                     for place in paired[number]:
                         difference[place] = own = float(found[number])
                         kept[place] = not (own > high and not first[place]) and not (own < low and first[place])
         else:
             pool.notes.append(f"no question has answers in both styles (style: {self.style}); all answers are kept")
-        order = ranked(pool, np.abs(difference - np.nanmedian(difference)) if paired else difference)
+        clear = np.abs(difference - np.nanmedian(difference)) if np.isfinite(difference).any() else difference
+        order = ranked(pool, clear)
         return order[kept[order]], {"difference": difference, "first style": first.astype(np.float64)}
 
     def in_first_style(self, pool: Pool, groups: list[list[int]]) -> Array:
@@ -124,7 +127,7 @@ class Aptitude(AmongAnswers):
         return found
 
     def differences(self, pool: Pool, paired: list[list[int]], first: Array) -> Array:
-        """Return by how much the first style helps more with each question, ``(questions,)``."""
+        """Return by how much the first style helps more with each question, ``(questions,)``; not-a-number where that is not known."""
         examples = [
             tuple(next(place for place in places if bool(first[place]) == wanted) for wanted in (True, False))
             for places in paired
@@ -139,7 +142,7 @@ class Aptitude(AmongAnswers):
             pool.notes.append(
                 f"{unknown:,} questions have no example that could be measured: neither of their styles is preferred"
             )
-        return np.nan_to_num(found)
+        return found
 
     def chosen_anchors(self, pool: Pool) -> tuple[Record, ...]:
         """Return the questions to answer, each once and with the shortest answer that is known of it."""

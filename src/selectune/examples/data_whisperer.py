@@ -153,6 +153,9 @@ class Whispered(Ranked):
         encoder = replace(pool.encoder, max_length=limit)
         total, times = dict.fromkeys(each, 0.0), dict.fromkeys(each, 0)
         prompts = list(self._prompts(pool, encoder, _told(list(each.values())), _told(list(pool.target))))
+        if not prompts:
+            raise UserError(f"no question fits behind demonstrations in a prompt of {limit:,} tokens", field="examples.longest",
+                            expected=f"two different questions or more whose records have at most {limit // 4:,} tokens")  # fmt: skip
         for start in watched(range(0, len(prompts), TOGETHER), "demonstrations", pool.quiet):
             pairs = prompts[start : start + TOGETHER]
             read = [(batch, asked, found) for batch, asked in pairs if (found := shown(encoder, batch, asked)) is not None]
@@ -161,12 +164,13 @@ class Whispered(Ranked):
             with attention_kept(pool.base, layer) as kept, torch.no_grad():
                 for (batch, _, found), worth in zip(read, worths, strict=True):
                     likelihood = self._read(pool, found.piece)
+                    full = len(batch) / self.demonstrations  # of few together none is worth more for it
                     for record, share in zip(batch, shares(kept[0][0], found.bounds, found.answer), strict=True):
-                        total[record.key] += (likelihood if worth is None else worth) * float(share)
+                        total[record.key] += (likelihood if worth is None else worth) * full * float(share)
                         times[record.key] += 1
         silent = sum(not times[key] for key in pool.keys)
         if silent:
-            pool.notes.append(f"{silent:,} records fit no prompt of {limit:,} tokens and are worth 0")
+            pool.notes.append(f"{silent:,} records are shown in no prompt of {limit:,} tokens and are worth 0")
         return {"worth as a demonstration": np.array([total[key] / max(times[key], 1) for key in pool.keys])}
 
     def _prompts(
@@ -174,13 +178,16 @@ class Whispered(Ranked):
     ) -> Iterator[tuple[list[Record], Record]]:
         """Demonstrations and a question of each prompt: questions are the target's, or those of the other half of the pool."""
         sizes = {record.key: len(pieces[0].input_ids) for record in [*records, *target] if (pieces := encoder.encode(record))}
+        targeted, asked_for, longest = bool(target), target or records, encoder.max_length // 4
+        if lost := sum(sizes.get(record.key, encoder.max_length) > longest for record in asked_for):
+            pool.notes.append(f"{lost:,} of {len(asked_for):,} questions are not asked: more than {longest:,} tokens")
         records, target = ([record for record in some if record.key in sizes] for some in (records, target))
         generator = pool.generator("data_whisperer")
         for _ in range(self.rounds):
             mixed = [records[place] for place in generator.permutation(len(records))]
             halves = mixed[: len(mixed) // 2], mixed[len(mixed) // 2 :]
-            for told, asked in [(mixed, target)] if target else [halves, halves[::-1]]:
-                short = [record for record in asked if sizes[record.key] <= encoder.max_length // 4]
+            for told, asked in [(mixed, target)] if targeted else [halves, halves[::-1]]:
+                short = [record for record in asked if sizes[record.key] <= longest]
                 place = int(generator.integers(len(short))) if short else 0
                 for batch in _batches(told, sizes, self.demonstrations, encoder.max_length * 3 // 4):
                     for _ in range(min(self.questions, len(short))):
@@ -192,10 +199,12 @@ class Whispered(Ranked):
         if self.worth == "likelihood":
             return [None] * len(made)
         from selectune.evaluation.target import answers_match
-        from selectune.inference.responder import LocalResponder
+        from selectune.inference.responder import LocalResponder, kept_in
 
         prompts = [_chat([*(turns_of(record) for record in batch), turns_of(asked)]).prompt for batch, asked in made]
-        answers = LocalResponder(pool.base, pool.encoder, pool.meter, None, True).answers(prompts, max_new_tokens=self.new_tokens)
+        answers = LocalResponder(pool.base, pool.encoder, pool.meter, kept_in(pool), True, pool.rehearsal).answers(
+            prompts, max_new_tokens=self.new_tokens
+        )
         judge = answers_match if self.worth == "exact" else overlap
         return [float(judge(said[0], asked.response)) for said, (_, asked) in zip(answers, made, strict=True)]
 

@@ -132,15 +132,18 @@ class InfluenceAndEffort(ExampleMethod):
     groups: Annotated[int, Field(gt=0)] = 20
     """Of equal width over the scores that are left."""
     steps: Annotated[int, Field(gt=0)] = 500
-    """Of the recursion (the paper: 5,000)."""
+    """Of the recursion (the paper: 5,000), a record each; of each what enters the last block stays in memory."""
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Of the recursion; the Hessian's effective damping is this times ``scale``."""
     scale: Annotated[float, Field(gt=0)] = 25.0
     """Of the recursion: above the largest curvature."""
 
     def choose(self, pool: Pool) -> Choice:
-        influence, effort = self.influence(pool), measure(pool, Effort())
+        silent = pool.tokens == 0
+        influence, effort = (np.where(silent, np.nan, found) for found in (self.influence(pool), measure(pool, Effort())))
         score = minimum_maximum(influence) + self.effort * minimum_maximum(effort)
+        if unknown := int((~np.isfinite(score)).sum()):
+            pool.notes.append(f"{unknown:,} records have no finite score and come last")
         places = self.spread(pool, score)
         return Choice(self.fill(pool, places), {"score": score, "influence": influence, "effort": effort})
 
@@ -161,11 +164,12 @@ class InfluenceAndEffort(ExampleMethod):
         return np.array([known[key] for key in pool.keys])
 
     def spread(self, pool: Pool, score: Array) -> Array:
-        """Return all places: those of the groups evenly, at random within each; then the hardest, the easier of them first."""
-        by_score = ranked(pool, score)
-        hardest = by_score[: int(self.hardest * len(pool))]
+        """Return all places: those of the groups evenly, at random within each; then the hardest, the easier of them first; then those that have no
+        score."""
+        by_score, unknown = np.split(ranked(pool, score), [int(np.isfinite(score).sum())])
+        hardest = by_score[: int(self.hardest * len(by_score))]
         rest = by_score[len(hardest) :]
-        low, high = score[rest].min(), score[rest].max()
+        low, high = (score[rest].min(), score[rest].max()) if len(rest) else (0.0, 0.0)
         width = (high - low) / self.groups
         group = np.full(len(pool), -1, dtype=np.int64)
         group[rest] = np.minimum((score[rest] - low) / width, self.groups - 1).astype(np.int64) if width > 0 else 0
@@ -173,4 +177,4 @@ class InfluenceAndEffort(ExampleMethod):
         groups = members(group, drawn[group[drawn] >= 0]) if len(rest) else []
         groups = [some for some in groups if len(some)]
         evenly = round_robin(groups, fair_shares([len(some) for some in groups], self.about(pool)))
-        return np.concatenate([evenly, hardest[::-1]])
+        return np.concatenate([evenly, hardest[::-1], unknown])

@@ -17,6 +17,7 @@ from selectune.data.chat import Encoded
 from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.factors.normalise import minimum_maximum
+from selectune.examples.factors.progress import watched
 from selectune.examples.factors.shown import shown_alone, shown_before
 from selectune.examples.factors.signals import SentenceEmbedding, Worker
 from selectune.examples.factors.store import measure
@@ -42,7 +43,7 @@ def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
     worker = pool.worker()
     plain = distance(worker, [shown_alone(worker, record) for record in helped])
     found = np.full((len(helped), len(helpers)), np.nan)
-    for row, record in enumerate(helped):
+    for row, record in enumerate(watched(helped, "pairs", pool.quiet)):
         pieces = {
             column: piece
             for column, example in enumerate(helpers)

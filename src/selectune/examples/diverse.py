@@ -50,7 +50,7 @@ class Clustered(Embedded, ABC):
 
     @abstractmethod
     def order(self, pool: Pool, vectors: Array, labels: Array, centres: Array) -> tuple[Array, dict[str, Array]]:
-        """Return all places, best first (within each group their order counts), and signals."""
+        """Return places, best first (within each group their order counts), and signals; those left out come last, after all groups."""
 
     def shares(self, sizes: list[int], budget: int) -> list[int]:
         """Return each group's share: equal ones, what small groups cannot use going to the larger."""
@@ -62,6 +62,9 @@ class Clustered(Embedded, ABC):
         order, signals = self.order(pool, vectors, labels, centres)
         groups = members(labels, order)
         places = round_robin(groups, self.shares([len(group) for group in groups], self.about(pool)))
+        if len(order) < len(pool):
+            pool.notes.append(f"{len(pool) - len(order):,} records have nothing to learn and come last")
+            places = np.concatenate([places, pool.order[~np.isin(pool.order, order)]])
         return Choice(self.fill(pool, places), {"cluster": labels.astype(np.float64)} | signals)
 
 
@@ -71,7 +74,9 @@ class EasyAndHard(Clustered):
     name: ClassVar[str] = "deft"
     paper: ClassVar[str] = "DEFT: Data Efficient Fine-Tuning via Unsupervised Core-Set Selection, 2023, arXiv 2310.16776"
     summary: ClassVar[str] = "A random base set, and from k-means groups the most typical and the most unusual records."
-    departs: ClassVar[str] = "The random base set is not stratified by task, which a pool need not know."
+    departs: ClassVar[str] = (
+        "The random base set is not stratified by task, which a pool need not know; groups are of the whole pool, and pass over the base set."
+    )
 
     clusters: Annotated[int, Field(gt=0)] = 16
     """Groups (the paper: one for each of its seven tasks)."""
@@ -82,9 +87,9 @@ class EasyAndHard(Clustered):
 
     def order(self, pool: Pool, vectors: Array, labels: Array, centres: Array) -> tuple[Array, dict[str, Array]]:
         directions = centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-        distance = 1 - (vectors * directions[labels]).sum(1)
-        near = ranked(pool, distance, highest_first=False)
-        rank = np.empty(len(pool), dtype=np.float64)
+        distance = np.where(vectors.any(1), 1 - (vectors * directions[labels]).sum(1), np.nan)  # no gradient: nothing to learn
+        near = ranked(pool, distance, highest_first=False)[: int(np.isfinite(distance).sum())]
+        rank = np.full(len(pool), np.nan)
         for group in members(labels, near):
             typical, unusual = iter(group), iter(group[::-1])
             seen: set[int] = set()
@@ -96,7 +101,7 @@ class EasyAndHard(Clustered):
                 place = next(place for place in source if place not in seen)
                 seen.add(place)
                 rank[place] = turn
-        return ranked(pool, rank, highest_first=False), {"distance to centre": distance}
+        return ranked(pool, rank, highest_first=False)[: len(near)], {"distance to centre": distance}
 
     def choose(self, pool: Pool) -> Choice:
         choice = super().choose(pool)
@@ -127,7 +132,7 @@ class ClusteredDifficulty(Clustered):
     def order(self, pool: Pool, vectors: Array, labels: Array, centres: Array) -> tuple[Array, dict[str, Array]]:
         signals = difficulty(pool)
         ratio = signals["instruction-following difficulty"]
-        return ranked(pool, np.where(ratio < 1, ratio, -ratio)), signals
+        return ranked(pool, np.where(ratio < 1, ratio, -ratio))[: int(np.isfinite(ratio).sum())], signals
 
     def shares(self, sizes: list[int], budget: int) -> list[int]:
         return proportional_shares(sizes, budget, sizes)
@@ -158,7 +163,8 @@ class Determinant(Embedded):
         "Greedily the records whose vectors span the largest volume (k-DPP), weighed by difficulty if asked for."
     )
     departs: ClassVar[str] = (
-        "Sketches of adapter gradients with 1,024 dimensions; quality is instruction-following difficulty, and weighs the ridge too."
+        "Sketches of adapter gradients with 1,024 dimensions; quality is instruction-following difficulty (0 where the question does not help, or "
+        "nothing is learnt), and weighs the ridge too."
     )
 
     vectors: Literal["sentence", "base", "gradient"] = "gradient"
@@ -179,9 +185,11 @@ class Determinant(Embedded):
         places, gains = greedy_determinant(vectors[order], count, weight, self.tau)
         spread = np.full(len(pool), np.nan)
         spread[order[places]] = gains
-        apart = log_determinant_distance(vectors[order], vectors[order[places]], pool.generator("distance"), tau=self.tau)
-        pool.notes.append(f"as many records at random are {apart:.2f} nats a record less diverse (log-determinant distance)")
-        return Choice(self.fill(pool, order[places]), {"added log-determinant": spread} | signals)
+        chosen = self.fill(pool, order[places])
+        if len(chosen):
+            apart = log_determinant_distance(vectors[order], vectors[chosen], pool.generator("distance"), tau=self.tau)
+            pool.notes.append(f"as many records at random are {apart:.2f} nats a record less diverse (log-determinant distance)")
+        return Choice(chosen, {"added log-determinant": spread} | signals)
 
 
 class Centres(Embedded):

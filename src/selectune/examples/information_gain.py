@@ -176,7 +176,13 @@ class InformationGain(Ranked):
             gains = gains_of_gradients(pool, records, objective)
         else:
             gains = gains_of_steps(pool, records, objective, self.optimiser, self.learning_rate, self.clip)
-        told = self._told(pool, records, standard(gains), list(each.values()))
+        measured = np.isfinite(gains)
+        if not measured.all():
+            pool.notes.append(
+                f"the gain of {int((~measured).sum()):,} of {len(gains):,} steps is not finite and teaches nothing: the steps are too long"
+            )
+        taught = [record for record, finite in zip(records, measured.tolist(), strict=True) if finite]
+        told = self._told(pool, taught, standard(gains[measured]), list(each.values()))
         known, foretold = dict(zip(keys, gains.tolist(), strict=True)), dict(zip(each, told.tolist(), strict=True))
         return {
             "foretold gain": np.array([foretold[key] for key in pool.keys]),

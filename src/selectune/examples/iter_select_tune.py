@@ -49,7 +49,7 @@ class HardRecords(Asking, Embedded):
         "The classifier is a logistic one on embeddings instead of BERT. A judge sees both orders and may call a draw; without a judge a record is "
         "hard where the reference is less likely than the base's own answer by more than is usual among the first that are judged. The "
         "same top share of each cluster trains, so that few easy records may come with many hard ones; how the paper spreads it is not known. "
-        "Clusters, rounds, sizes and alpha are ours."
+        "A later round judges the best by quality, whether or not the classifier calls them hard. Clusters, rounds, sizes and alpha are ours."
     )
 
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -77,8 +77,9 @@ class HardRecords(Asking, Embedded):
         groups = members(labels, ranked(pool, pool.uniform(self.name)))
         wanted = round_robin(groups, fair_shares([len(group) for group in groups], self.start))[: self.start]
         judge = None if self.by_endpoint is None and self.by_model is None else responder(self, pool)
-        hard, margin = np.full(len(pool), np.nan), self.margin
+        hard, asked, margin = np.full(len(pool), np.nan), np.zeros(len(pool), dtype=bool), self.margin
         for _ in range(self.rounds):
+            asked[wanted] = True
             records = [pool.records[place] for place in wanted.tolist()]
             if judge is not None:
                 hard[wanted] = self._judged(pool, judge, records)
@@ -86,12 +87,14 @@ class HardRecords(Asking, Embedded):
                 gaps = self._gaps(pool, records)
                 if margin is None and np.isfinite(gaps).any():
                     margin = float(np.nanmedian(gaps))
-                hard[wanted] = gaps > (margin or 0.0)
+                hard[wanted] = np.where(np.isfinite(gaps), gaps > (margin or 0.0), np.nan)
             quality, signals = self._quality(pool, vectors, hard)
-            wanted = np.array([place for place in ranked(pool, quality).tolist() if np.isnan(hard[place])], np.int64)[: self.more]
+            wanted = np.array([place for place in ranked(pool, quality).tolist() if not asked[place]], np.int64)[: self.more]
             if not len(wanted):
                 break
         pool.notes += self._told(pool, vectors, hard, margin if judge is None else None)
+        if unknown := int((asked & np.isnan(hard)).sum()):
+            pool.notes.append(f"{unknown:,} records could not be judged: nothing of their answers is left to learn")
         groups = members(labels, ranked(pool, quality))
         sizes = [len(group) for group in groups]
         places = round_robin(groups, proportional_shares(sizes, self.about(pool), sizes))
@@ -127,7 +130,8 @@ class HardRecords(Asking, Embedded):
         """
         judged = [place for place in pool.order.tolist() if np.isfinite(hard[place])]
         held = [place for place in judged if int(sha256(pool.records[place].question.encode()).hexdigest(), 16) % HELD == 0]
-        likely = _taught(vectors, hard, sorted(set(judged) - set(held), key=judged.index))
+        out = set(held)
+        likely = _taught(vectors, hard, [place for place in judged if place not in out])
         return int(((likely[held] > 0.5) == (hard[held] == 1)).sum()), len(held)
 
     # -- judging -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.data.records import Record
-from selectune.examples.factors.asking import alike, answered, final, questions_only
+from selectune.examples.factors.asking import alike, answered, final, put, question, questions_only
 from selectune.examples.factors.likely_labels import OfLabels, turns
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice, ExampleMethod
@@ -78,7 +78,8 @@ class LearningWithLess(Asking, ExampleMethod):
         "Chosen before training: the student is a copy of the base that learns a little between parts of the pool. Uncertainty is the "
         "entropy over its greatest possible value; how the paper moves thresholds by label and forms its weights is not known for sure: here by "
         "the ratio to the surest label, where all records have the same choices, and the product of both signals. Where there is no closed "
-        "set of labels, answers are drawn several times and their shares are the probabilities. What passes comes first, the heaviest before. In "
+        "set of labels, and of a teacher at an endpoint, answers are drawn several times and their shares are the probabilities. Where nothing "
+        "of a part of the pool passes, its best quarter does. What passes comes first, the heaviest before. In "
         "training the weights, on average 1, multiply the losses of a record's tokens."
     )
     changes: ClassVar[bool] = True
@@ -126,7 +127,7 @@ class LearningWithLess(Asking, ExampleMethod):
                 best = sorted(part[confidence[part] > 0].tolist(), key=lambda place: -confidence[place] * uncertainty[place])
                 kept[best[: -(-len(part) // 4)]] = True
         weight = confidence * uncertainty
-        places = self.fill(pool.of(records), sorted(order, key=lambda place: (not kept[place], -weight[place])))
+        places = self.fill(pool, sorted(order, key=lambda place: (not kept[place], -weight[place])), pool.of(records))
         pool.notes.append(f"{int(kept.sum()):,} of {len(pool):,} questions are sure to the teacher and not to the student")
         chosen = weight[places]
         return Choice(
@@ -144,15 +145,17 @@ class LearningWithLess(Asking, ExampleMethod):
     # -- two models and how sure they are ----------------------------------------------------------------------------------
 
     def _teacher(self, pool: Pool) -> Sure:
-        shots = tuple(
-            (record.question, record.response) for record in sorted(pool.target, key=lambda record: record.key)[: self.shots]
-        )
         made = responder(self, pool)
         if not isinstance(made, LocalResponder):
-            return self._by_draws(made, pool, list(pool.records), shots)
+            asked = tuple((question(record), record.response) for record in self._shown(pool))
+            return self._by_draws(made, pool, list(pool.records), asked)
+        shots = tuple((record.question, record.response) for record in self._shown(pool))
         teacher = replace(pool, load_base=lambda: made.base, make_encoder=lambda words: made.encoder)
         found = measure(teacher, OfLabels(shots=shots, model=self.by_model or ""))
         return self._filled(made, pool, list(pool.records), found, shots)
+
+    def _shown(self, pool: Pool) -> list[Record]:
+        return sorted(pool.target, key=lambda record: record.key)[: self.shots]
 
     def _student(self, pool: Pool, model: Any, records: list[Record]) -> Array:
         """Return how unsure the student is of its own answers, ``(records,)``."""
@@ -176,7 +179,7 @@ class LearningWithLess(Asking, ExampleMethod):
         return said, sure, unsure
 
     def _by_draws(self, made: Responder, pool: Pool, records: list[Record], shots: Any) -> Sure:
-        prompts = [(*turns(shots), *record.prompt) for record in records]
+        prompts = [(*turns(shots), *put(record, question(record))) for record in records]
         drawn = made.answers(prompts, samples=self.samples, temperature=1.0, max_new_tokens=self.longest, seed=pool.seed)
         best = [_most_given(record, [final(text) for text in own]) for record, own in zip(records, drawn, strict=True)]
         shares, spread = np.array([own[1:] for own in best], dtype=np.float64).reshape(-1, 2).T

@@ -101,14 +101,20 @@ class ExampleMethod(Method, ABC):
                             expected=f"at most {there:,}")  # fmt: skip
         return self.count if self.count is not None else max(1, round(self.fraction * there))
 
-    def fill(self, pool: Pool, order: Sequence[int] | Array) -> Array:
-        """Return the records that fill the budget when they are taken in an order: exactly so many; or, by tokens, each that still fits."""
+    def fill(self, pool: Pool, order: Sequence[int] | Array, trains: Pool | None = None) -> Array:
+        """Return the records that fill the budget when they are taken in an order: exactly so many; or, by tokens, each that still fits.
+
+        By tokens, a record of which nothing trains is never taken.
+
+        Args:
+            trains: the pool as it trains, where a method changes records: the budget is one of the pool as it was, what fills it is what trains.
+        """
         budget, order = self.budget(pool), np.asarray(order, dtype=np.int64)
         if self.by == "records":
             return order[:budget]
-        kept, left, sizes = [], budget, pool.tokens
+        kept, left, sizes = [], budget, (trains or pool).tokens
         for place in order.tolist():
-            if sizes[place] <= left:
+            if 0 < sizes[place] <= left:
                 kept.append(place)
                 left -= int(sizes[place])
         return np.array(kept, dtype=np.int64)

@@ -108,7 +108,7 @@ class DynamicOptimisation(Asking, ExampleMethod):
                 records, flags = self._repaired(now, writer, signs, flags, near)
                 now = pool.of(records)
         drawn, bad = pool.uniform(self.name), flags["complexity"] | flags["quality"]
-        places = self.fill(now, sorted(pool.order.tolist(), key=lambda place: (bad[place], drawn[place])))
+        places = self.fill(pool, sorted(pool.order.tolist(), key=lambda place: (bad[place], drawn[place])), now)
         signals = signs | {f"flagged: {name}": values.astype(np.float64) for name, values in flags.items()}
         if writer is None:
             return Choice(places, signals, weights=self._weights(pool, bad[places], flags["diversity"][places]))

@@ -118,7 +118,7 @@ class RobustFineTuning(Asking, Embedded):
         )
         reasons = dict.fromkeys(clean, "the model gives the same answer") | dict.fromkeys(sure, "answered anew")
         signals = {"agreed": np.array([float(place in agreed) for place in range(len(pool))]), "doubt": doubt}
-        return Choice(self.fill(pool.of(records), order), signals, reasons, records=records)
+        return Choice(self.fill(pool, order, pool.of(records)), signals, reasons, records=records)
 
     def _likeliest(self, made: Responder, pool: Pool) -> dict[int, bool]:
         """Return, by place, of which records with choices their own is the likeliest when asked for directly and with reasoning.

@@ -15,6 +15,7 @@ from selectune.errors import UserError
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.criteria import batch_by_batch, knapsack_order, pareto_fronts
 from selectune.examples.factors.determinant import draw, greedy_determinant
+from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.normalise import percentile_ranks, topsis
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
@@ -66,7 +67,12 @@ class Sampled(Embedded):
             return Choice(self.fill(pool, self._by_vectors(pool)))
         signals: dict[str, Array] = {name: self._signal(pool, name) for name in self.signals}
         signed = {name: -found if name in self.lower else found for name, found in signals.items()}
-        return Choice(self.fill(pool, self._by_signals(pool, signed)), signals)
+        places = self._by_signals(pool, signed)
+        unknown = ~np.isfinite(np.stack(list(signals.values()), axis=1)).all(1)
+        if unknown.any():
+            pool.notes.append(f"{int(unknown.sum()):,} records have no finite signal and come last")
+            places = places[np.argsort(unknown[places], kind="stable")]
+        return Choice(self.fill(pool, places), signals)
 
     def _by_signals(self, pool: Pool, signals: dict[str, Array]) -> Array:
         """The places in the order in which the budget is filled; signals are higher for better."""
@@ -130,7 +136,7 @@ class Sampled(Embedded):
         if not pool.target:
             raise UserError(f"'{self.name}' is asked to look at the target, and there are no target records", field="examples",
                             expected="records of the target", mend="give --target FILE, or data.target in the recipe")  # fmt: skip
-        return (self.embed(pool) @ measure(pool, self.signal(), pool.target).T).max(1)
+        return nearest(self.embed(pool), measure(pool, self.signal(), pool.target), 1)[1][:, 0]
 
     def _signal(self, pool: Pool, name: str) -> Array:
         if name == "likeness":

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.data.records import Message, Record
+from selectune.errors import UserError
 from selectune.examples.among_answers import AmongAnswers, by_question, one_each
 from selectune.examples.factors.normalise import percentile_ranks
 from selectune.examples.factors.shown import Shot, after_shot
@@ -61,7 +62,8 @@ class SelfAligned(AmongAnswers):
         "For each question the answer of the lowest perplexity behind examples that the base answered itself."
     )
     departs: ClassVar[str] = (
-        "The base's own answers are taken right or wrong, and are the same few for all records. The paper chooses one strategy for the whole set "
+        "The base's own answers are taken right or wrong, and are the same few for all records; an answer beside which none of them fits counts with "
+        "its plain perplexity. The paper chooses one strategy for the whole set "
         "(per: strategy; a strategy is a file of the pool)."
     )
 
@@ -73,6 +75,8 @@ class SelfAligned(AmongAnswers):
     """Of the base's own answers."""
 
     def suited(self, pool: Pool) -> tuple[Array, dict[str, Array]]:
+        if self.per == "strategy" and len({record.source for record in pool.records}) < 2:
+            raise UserError("a strategy is a file of the pool, and there is one file", field="examples.per", expected="question")
         perplexity = measure(pool, SelfAlignedPerplexity(shots=self.shots(pool), count=self.pairs))
         misfit = perplexity if self.per == "question" else of_strategies(pool, perplexity)
         return one_each(pool, misfit), {"self-aligned perplexity": perplexity}

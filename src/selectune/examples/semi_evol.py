@@ -47,7 +47,8 @@ class SemiSupervised(Asking, Embedded):
         "they are likely."
     )
     departs: ClassVar[str] = (
-        "The answered records are the target's, and training starts from the base on what is chosen. All draws are made beside neighbours. A budget "
+        "The answered records are the target's; they are learnt before, and training starts from the base on what is chosen. All draws are made "
+        "beside neighbours. How likely a settled answer is, is asked of the copy that learnt, of the bare answer after the bare question. A budget "
         "ends the order agreed, settled and likely, the rest; a question without a usable answer keeps its own and comes last. "
         "Choices are answered in words: their log-likelihoods over permutations of their order are not used."
     )
@@ -91,18 +92,22 @@ class SemiSupervised(Asking, Embedded):
         doubt[[place for place in range(len(pool)) if place not in anew]] = np.inf
         doubt = np.where(np.isnan(doubt), np.inf, doubt)
         order, trusted = self._in_order(pool, doubt, agreed, set(split))
+        first = {changed.keys[place]: place for place in reversed(order)}
+        if again := {place for place in anew if first[changed.keys[place]] != place}:
+            pool.notes.append(f"{len(again):,} questions repeat another with its answer and come last")
+            order = sorted(order, key=lambda place: place in again)
         pool.notes.append(
             f"{len(agreed):,} of {len(pool):,} questions are answered alike, {len(trusted):,} more are settled and likely"
         )
         reasons = dict.fromkeys(agreed, "all answers agree") | dict.fromkeys(trusted, "settled, and likely")
         signals = {"agreed": np.array([float(place in agreed) for place in range(len(pool))]), "doubt": doubt}
-        return Choice(self.fill(changed, order), signals, reasons, records=records)
+        return Choice(self.fill(pool, order, changed), signals, reasons, records=records)
 
     def _in_order(self, pool: Pool, doubt: Array, agreed: set[int], split: set[int]) -> tuple[list[int], list[int]]:
         """Return all places, the most trusted first, and the settled ones that are trusted."""
         by_doubt = sorted(pool.order.tolist(), key=lambda place: doubt[place])
-        settled = [place for place in by_doubt if place in split]
-        trusted = [place for place in settled if np.isfinite(doubt[place])][: round(self.likely * len(settled))]
+        settled = [place for place in by_doubt if place in split and np.isfinite(doubt[place])]
+        trusted = settled[: round(self.likely * len(settled))]
         first = [place for place in by_doubt if place in agreed] + trusted
         kept = set(first)
         return [*first, *(place for place in by_doubt if place not in kept)], trusted

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.examples.diverse import Embedded
+from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.normalise import unit
 from selectune.examples.factors.signals import GradientSketch
 from selectune.examples.factors.store import measure
@@ -30,7 +31,7 @@ class Nearest(Embedded):
     needs_target: ClassVar[bool] = True
 
     def choose(self, pool: Pool) -> Choice:
-        likeness = (self.embed(pool) @ measure(pool, self.signal(), pool.target).T).max(1)
+        likeness = nearest(self.embed(pool), measure(pool, self.signal(), pool.target), 1)[1][:, 0]
         return Choice(self.fill(pool, ranked(pool, likeness)), {"likeness": likeness})
 
 
@@ -44,7 +45,8 @@ class TransportGradient(Embedded):
     )
     summary: ClassVar[str] = "The most negative gradient of optimal transport from the pool to the target."
     departs: ClassVar[str] = (
-        "The pool itself stands for the pretraining data; large pools are taken in blocks of 5,000 against the whole target."
+        "The pool itself stands for the pretraining data; large pools are taken in blocks of 5,000 against the whole target. What is chosen trains "
+        "once, as the run trains; the paper warms the model up on it and then tunes it on the target."
     )
     needs_target: ClassVar[bool] = True
 
@@ -57,11 +59,15 @@ class TransportGradient(Embedded):
         vectors, wanted = self.embed(pool), measure(pool, self.signal(), pool.target)
         gradient = np.empty(len(pool))
         mixed = pool.order[pool.generator("got_d").permutation(len(pool))]
-        parts = -(-len(pool) // self.block)
+        parts, rough = -(-len(pool) // self.block), 0
         for some in np.array_split(mixed, parts):
             costs = np.sqrt(np.maximum(2 - 2 * vectors[some].astype(np.float64) @ wanted.T.astype(np.float64), 0))
-            source, _ = potentials(costs / max(costs.max(), 1e-12), self.regularisation)
-            gradient[some] = calibrated_gradient(source)
+            largest = max(costs.max(), 1e-12)
+            source, _, exact = potentials(costs / largest, self.regularisation)
+            gradient[some] = largest * calibrated_gradient(source)
+            rough += not exact
+        if rough:
+            pool.notes.append(f"transport of {rough} of {parts} blocks did not settle: its gradient is rough (raise `regularisation`)")
         return Choice(self.fill(pool, ranked(pool, gradient, highest_first=False)), {"transport gradient": gradient})
 
 
@@ -178,8 +184,9 @@ class Balanced(ExampleMethod):
         signal = GradientSketch(dimension=self.dimension)
         sketches = measure(pool, signal)
         columns: list[Array] = []
-        for records, groups in ((pool.target, self.groups), (pool.context().general, self.protect)):
+        for listed, groups in ((pool.target, self.groups), (pool.context().general, self.protect)):
             if groups:
+                records = sorted(listed, key=lambda record: record.key)
                 told = measure(pool, signal, records)
                 labels, _ = k_means(told, groups, pool.seed)
                 columns += [told[labels == group].mean(0) for group in sorted(set(labels.tolist()))]

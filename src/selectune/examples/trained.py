@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from selectune.examples.factors.last_block import pieces_of
 from selectune.examples.factors.normalise import topsis
 from selectune.examples.factors.signals import ResponseLoss, Signal, Worker
 from selectune.examples.factors.store import measure
@@ -73,7 +74,7 @@ class Learnability(Ranked):
     departs: ClassVar[str] = (
         "The drop is divided by the base's loss (the paper's normaliser is not known for sure). Two models are tuned, each on one half of the "
         "pool, and a record is measured by the one that has not seen it (the paper tunes one on all, which rewards what is memorised). They are "
-        "short trials, which see only part of a large pool. Responses of fewer than eight tokens come last."
+        "short trials, which see only part of a large pool. Responses of fewer than eight tokens have no score."
     )
 
     steps: Annotated[int, Field(gt=0)] = 60
@@ -87,7 +88,7 @@ class Learnability(Ranked):
         before = measure(pool, ResponseLoss())
         after = self._crossed(pool)
         drop = (before - after) / np.maximum(before, 1e-3)
-        return {"learnability": np.where(pool.tokens >= self.shortest, drop, drop - 1e3), "loss": before, "loss after": after}
+        return {"learnability": np.where(pool.tokens >= self.shortest, drop, np.nan), "loss": before, "loss after": after}
 
     def _crossed(self, pool: Pool) -> Array:
         """Return each record's loss after a training on the other half of the pool (on all, where that has nothing to learn).
@@ -115,8 +116,8 @@ class Trajectories(ExampleMethod):
     summary: ClassVar[str] = "Equal shares of clusters of loss trajectories of a proxy that is trained on the pool."
     departs: ClassVar[str] = (
         "The base is its own proxy; it is trained once for a short while, in which it sees only part of a large pool, and is looked at eight times "
-        "instead of ten or more. Groups of one source are not kept apart. Records without a loss belong to no group and come last (the code "
-        "calls their loss 0)."
+        "instead of ten or more. Groups of one source are not kept apart; above 20,000 records groups come from mini-batches. Records without a "
+        "loss belong to no group and come last (the code calls their loss 0)."
     )
 
     clusters: Annotated[int, Field(gt=0)] | None = None
@@ -150,6 +151,8 @@ class Trajectories(ExampleMethod):
 class OutputGradient(Signal):
     """The gradient of a record's mean response loss in the output layer: its Frobenius norm, and its inner product with the weight; ``(records, 2)``.
 
+    Of a text in several pieces the norm is the mean of theirs, weighed by their tokens.
+
     The gradient is never made: ``||G||^2 = sum over s, t of (d_s . d_t)(h_s . h_t)``, with ``d`` the gradient in what the layer says
     (``p - onehot``, and the slope of what is done to the logits after it, a soft cap for instance) and ``h`` the hidden states.
     """
@@ -159,11 +162,7 @@ class OutputGradient(Signal):
 
     def measure(self, worker: Worker | None, records: list[Any]) -> Array:
         assert worker is not None
-        owners, pieces = [], []
-        for number, record in enumerate(records):
-            for piece in worker.encoder.encode(record):
-                owners.append(number)
-                pieces.append(piece)
+        owners, pieces, counts = pieces_of(worker, records)
         found = np.full((len(records), 2), np.nan, dtype=np.float32)
         found[owners] = 0
         split = worker.loss.split
@@ -181,8 +180,7 @@ class OutputGradient(Signal):
                 by_weight = said if head.bias is None else said - head.bias
                 along = (steep * by_weight).sum()  # <W, G>, with W h what the layer's weight says
                 square = ((steep @ steep.T) * (states.float() @ states.float().T)).sum().clamp(min=0)
-            count = max(len(wanted), 1)
-            found[owners[member]] += np.array([float(square.sqrt()) / count, float(along) / count], dtype=np.float32)
+            found[owners[member]] += np.array([float(square.sqrt()), float(along)], dtype=np.float32) / counts[owners[member]]
         return found
 
 

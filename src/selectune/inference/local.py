@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selectune.inference.remembering import Question, Rehearsal, Remembering
-from selectune.models.anatomy import context_length
+from selectune.models.anatomy import context_length, end_tokens
 
 if TYPE_CHECKING:
     from selectune.meter import Meter
@@ -66,13 +66,12 @@ class LocalResponder(Remembering):
         width, device = max(map(len, prompts)), model.get_input_embeddings().weight.device
         ids = torch.tensor([[words.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
         real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        ends = sorted({words.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None})
         settings = GenerationConfig(
             max_new_tokens=limit,
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,
-            eos_token_id=ends,
+            eos_token_id=end_tokens(model, words),
             pad_token_id=words.pad_token_id,
         )
         written = model.generate(input_ids=ids, attention_mask=real, generation_config=settings,
@@ -99,7 +98,3 @@ class _Drawn:
                 noise = -torch.empty(scores.shape[1]).exponential_(generator=generator).log()
                 scores[row] = scores[row] / temperature + noise.to(scores.device)
         return scores
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

@@ -114,6 +114,12 @@ def context_length(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048)
 
 
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer, sorted: what the tokenizer calls the end, and what the model's own settings do (gemma's end of turn)."""
+    named = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(named if isinstance(named, list | tuple) else [named])} - {None})
+
+
 def _count(value: Any) -> int:
     """Entries of a parameter; a packed 4-bit one remembers its true shape."""
     state = getattr(value, "quant_state", None)

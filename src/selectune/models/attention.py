@@ -147,21 +147,23 @@ def _of_one_length(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def _agrees(causal: Any, config: Any, rows: list[dict[str, Tensor]], bfloat16: bool | None) -> bool:
-    """Whether both ways give the same hidden states where something is learnt, in the dtype of the computation."""
+    """Whether both ways give the same hidden states where something is learnt (everywhere, where nothing is), in the dtype of the computation."""
     if bfloat16 is None:
         bfloat16 = next(causal.parameters()).dtype == torch.bfloat16
     decoder = getattr(causal, causal.base_model_prefix)
     device = next(causal.parameters()).device
     batch = {key: torch.stack([row[key] for row in rows]).to(device) for key in ("input_ids", "position_ids", "labels")}
+    learnt = batch["labels"] != -100
+    labels, looked_at = (batch["labels"], learnt) if learnt.any() else (None, torch.ones_like(learnt))
     training, own, found = causal.training, config._attn_implementation, []
     causal.eval()
     try:
         for name in (own, NAME):
             config._attn_implementation = name
-            extra = {"records": record_spans(batch["position_ids"], batch["labels"])} if name == NAME else {}
+            extra = {"records": record_spans(batch["position_ids"], labels)} if name == NAME else {}
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 hidden = decoder(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra)
-            found.append(hidden.last_hidden_state.float()[batch["labels"] != -100])
+            found.append(hidden.last_hidden_state.float()[looked_at])
     except (ValueError, TypeError):  # an architecture that does not hand the records on, or takes no other attention
         return False
     finally:

@@ -13,8 +13,8 @@ import numpy as np
 Array = np.ndarray
 
 
-def potentials(costs: Array, regularisation: float, steps: int = 5000, tolerance: float = 1e-6) -> tuple[Array, Array]:
-    """Return the dual potentials ``(n,)`` and ``(m,)`` of entropic transport between uniform masses.
+def potentials(costs: Array, regularisation: float, steps: int = 5000, tolerance: float = 1e-6) -> tuple[Array, Array, bool]:
+    """Return the dual potentials ``(n,)`` and ``(m,)`` of entropic transport between uniform masses, and whether the marginals are met.
 
     Args:
         costs: ``(n, m)``. regularisation: the entropy's weight, in the costs' unit. tolerance: of the marginals.
@@ -23,9 +23,10 @@ def potentials(costs: Array, regularisation: float, steps: int = 5000, tolerance
 
     masses = (np.full(costs.shape[0], 1 / costs.shape[0]), np.full(costs.shape[1], 1 / costs.shape[1]))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of slow convergence: the gradient's order is all that is used of it
+        warnings.simplefilter("ignore")  # of slow convergence, which is returned
         _, log = ot.bregman.sinkhorn_log(*masses, costs, regularisation, numItermax=steps, stopThr=tolerance, log=True)
-    return regularisation * np.asarray(log["log_u"]), regularisation * np.asarray(log["log_v"])
+    met = bool(log["err"]) and log["err"][-1] < tolerance
+    return regularisation * np.asarray(log["log_u"]), regularisation * np.asarray(log["log_v"]), met
 
 
 def calibrated_gradient(source: Array) -> Array:
