@@ -32,6 +32,8 @@ SMALL = {
     "answer_tokens": 8,
 }
 """Settings that make a tiny pool enough, for the methods that have them."""
+OWN = {"data_whisperer": {"longest": 256}}
+"""Where a setting of that name is another one: of a prompt, not of an answer."""
 
 
 def record(question, answer):
@@ -53,7 +55,7 @@ def pool(folder, records=RECORDS, seed=0, target=TARGET):
 
 def make(name, **values):
     known = METHODS[name].model_fields
-    return catalogue.create("examples", {"method": name} | {key: v for key, v in (SMALL | values).items() if key in known})
+    return catalogue.create("examples", {"method": name} | {key: v for key, v in (SMALL | OWN.get(name, {}) | values).items() if key in known})
 
 
 @pytest.fixture(autouse=True)
