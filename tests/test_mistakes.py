@@ -108,6 +108,7 @@ RECIPES = {
     "not YAML": ("data: [1,\n", ["recipe.yaml", "not valid YAML"]),
     "no recipe": ("just words\n", ["holds no recipe"]),
     "no data": ("seed: 1\n", ["no training data"]),
+    "no seed": ("seed: -1\n", ["seed", "greater than or equal to 0"]),
 }
 
 
@@ -206,6 +207,17 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130 and "stopped; a run goes on with `selectune resume RUN`" in capsys.readouterr().err
+
+
+def test_out_of_memory_is_one_line_wherever_it_happens(monkeypatch, capsys):
+    def full():
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and "or take fewer records" in shown
 
 
 def test_a_full_disk_is_known_in_the_words_of_every_library(tmp_path):

@@ -392,7 +392,10 @@ def main() -> None:
         print(f"selectune: {error}", file=sys.stderr)
         sys.exit(EXIT_MISTAKE)
     except MemoryError:
-        print("selectune: out of memory; to mend it: halve training.micro_batch_sequences", file=sys.stderr)
+        print(
+            "selectune: out of memory; to mend it: train with half the training.micro_batch_sequences, or take fewer records",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_MISTAKE)
     except SystemExit as ended:
         if isinstance(

@@ -23,7 +23,7 @@ def novelty(
     beams: Annotated[int, typer.Option(min=1, help="Texts drawn side by side.")] = 4,
     static: Annotated[bool, typer.Option("--static", help="Do not teach the base what was shown: texts may repeat each other.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the texts, as JSON lines.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")] = 0,
 ) -> None:  # fmt: skip
     """Show what a specialist learnt that its base does not say: texts, likely for one and not for the other.
 

@@ -69,8 +69,9 @@ def select(
     asked |= {key: value for key, value in given.items() if value is not None}
     if dry_run:
         there = count_questions(data, method, **asked)
-        costs = "" if there.cost is None else f", at most {there.cost:,.2f}"
-        typer.echo(f"{there.calls:,} calls, about {there.read:,} tokens read and at most {there.written:,} written{costs}")
+        costs = "" if there.cost is None else f", for {there.cost:,.2f}"
+        told = f"{there.calls:,} calls, about {there.read:,} tokens read and {there.written:,} written{costs}"
+        typer.echo(f"{told}; questions that follow from answers are not counted")
         return
     chosen = choose_examples(data, method, out=out, scores=scores, engine=engine, **asked)
     if not quiet:

@@ -437,8 +437,9 @@ class Chain:
                 rehearsal=self.rehearsal,
             )
             choice = self.examples.select(pool)
-            write_scores(self.run.path("scores.parquet"), pool, choice.signals, choice.places, choice.reasons)
-            kept = [record for _, record in sorted(choice.as_they_train(records).items())]
+            trains = choice.as_they_train(records)
+            write_scores(self.run.path("scores.parquet"), pool, choice.signals, list(trains), choice.reasons)
+            kept = [record for _, record in sorted(trains.items())]
             data.records_to_file(kept, self.run.path("data", "chosen.jsonl"))
             told = {"pool": len(records), "chosen": len(kept), "notes": pool.notes}
             self.run.write("examples.json", {"method": self.examples.describe(), **told})

@@ -201,7 +201,7 @@ class Recipe(Section):
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
     output: str = "runs"
     """Folder that holds the runs."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of everything random."""
 
     @model_validator(mode="before")

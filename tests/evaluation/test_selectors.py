@@ -5,6 +5,7 @@ import math
 import pytest
 
 from selectune.evaluation.selectors import Feasibility, efficiency, feasibility, feasibility_ranks
+from selectune.examples.judged import Judged
 from selectune.examples.random import AllExamples, RandomExamples
 from selectune.examples.self_scoring import HighestLoss
 from selectune.examples.toward_target import Nearest
@@ -52,6 +53,7 @@ def test_what_a_selector_needs_is_read_from_what_it_cost(llama_folder):
     tries = chosen(Learnability(count=3, steps=1), llama_folder)
     assert (tries.trained_models, tries.steps, tries.data_bound, tries.hyper_parameters) == (2, 3, True, 4)
     assert chosen(Trajectories(count=3, steps=2, checkpoints=4), llama_folder).trained_models == 1
+    assert feasibility(Judged(by_endpoint="http://x", price_read=1.0), Cost(stage="choose")).hyper_parameters == 3
     near = chosen(Nearest(count=3, vectors="gradient"), llama_folder)
     assert near.needs_target and near.steps == 3 and near.trained_models == 0
     assert not chosen(Nearest(count=3, vectors="base"), llama_folder).data_bound

@@ -1,6 +1,7 @@
 """RobustFT, SemiEvol and LLKD: the faithful-if lines of their cards, with an endpoint that knows what it should."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
 from selectune.examples import Pool
-from selectune.examples.factors.asking import alike, answered, choice_of, final, question, same
+from selectune.examples.factors.asking import alike, answered, choice_of, final, question, same, solved
 from selectune.examples.factors.likely_labels import OfLabels, entropy
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import ResponseLoss
@@ -73,10 +74,28 @@ def test_what_an_answer_says():
     assert answered(choice, "?") is None and answered(plain, " ") is None and answered(plain, "x").response == "x"
 
 
+DIFFERENT = [("-5", "5"), ("5", "0.5"), ("3", "3.14"), ("12", "12,000"), ("x<5", "x>5"), ("3", "3/4"), ("-$5", "$5"),
+             ("1.1.20", "1.10.20")]  # fmt: skip
+EQUAL = [("12,000", "12000"), ("5.0", "5"), (".5", "0.50"), ("−7", "It is -7."), ("1,234.50", "$1234.5"), ("->", "->")]
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_numbers_differ_by_sign_and_decimals(one, other):
+    assert not same(record(10), one, other) and not same(record(10), other, one)
+    assert same(record(10), f"It is {one}.", one) and same(record(10), other, f"so {other}, then")
+    choice = Record("choice", (Message("user", "Which?"), Message("assistant", one)), choices=(one, other), answer=0)
+    assert (choice_of(choice, one), choice_of(choice, f"It is {other}.")) == (0, 1)
+
+
+@pytest.mark.parametrize(("one", "other"), EQUAL)
+def test_a_number_is_the_same_however_it_is_written(one, other):
+    assert same(record(10), one, other) and not same(record(10), one, "<-")
+
+
 def test_answers_are_alike_where_each_agrees_with_every_other():
     plain, drawn = record(10), ["lamp", "lamp 7", "", "lamp 9", "It is lamp 9"]
     assert (
-        alike(plain, drawn) == [[0, 1], [3, 4]] and alike(plain, drawn[:1] * 3) == [[0, 1, 2]] and alike(plain, ["", "?"]) == []
+        alike(plain, drawn) == [[0, 1], [3, 4]] and alike(plain, drawn[:1] * 3) == [[0, 1, 2]] and alike(plain, ["", " "]) == []
     )
     text, share, unsure = _most_given(plain, ["lamp", "lamp 7", "lamp 9"])
     shares = np.array([2, 1]) / 3
@@ -108,6 +127,23 @@ def test_records_that_the_model_agrees_with_stay_as_they_are(llama_folder):
         choice = RobustFineTuning(by_endpoint=there.url, by_model="large", fraction=1.0).select(pool(llama_folder, RECORDS))
     assert list(choice.records) == RECORDS and choice.signals["agreed"].all() and sorted(choice.places) == list(range(12))
     assert len(there.asked) == 24  # two answers a record, none anew
+
+
+def test_final_answers_are_compared_and_not_the_numbers_on_the_way(llama_folder):
+    records = [record(n, f"At fault {n} there are {n} lamps, less 3.\n#### {n - 3:,}") for n in (1015, 1016)]
+    with Endpoint(lambda body: f"Answer: {1012 if asked_about(body) == 1015 else 1016}") as there:
+        method = RobustFineTuning(by_endpoint=there.url, by_model="large", fraction=1.0, sure=0.0)
+        choice = method.select(pool(llama_folder, records))
+    assert choice.signals["agreed"].tolist() == [1, 0]
+
+
+def test_the_examples_beside_a_question_are_the_nearest_clean_ones(monkeypatch):
+    records = [record(number) for number in range(5)]
+    vectors = np.array([[1, 0], [0, 1], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    monkeypatch.setattr(RobustFineTuning, "embed", lambda self, pool: vectors)
+    found = RobustFineTuning(neighbours=2)._examples(Pool(records, None, None), clean=[1, 3, 4], noisy=[0, 2])
+    assert found == dict.fromkeys([0, 2], "\n\n".join(solved(records[place]) for place in (4, 3)))
+    assert RobustFineTuning(neighbours=2)._examples(Pool(records, None, None), clean=[], noisy=[0]) == {0: ""}
 
 
 def loss_beside(made, asked, wanted):
@@ -321,6 +357,21 @@ def test_a_labels_probability_is_that_of_its_words(llama_folder):
     shares = np.exp(totals) / np.exp(totals).sum()
     unsure = -(shares * np.log(shares)).sum() / np.log(3)
     assert found[0] == pytest.approx([shares.argmax(), shares.max(), unsure], rel=1e-4) and np.isnan(found[1]).all()
+
+
+def test_all_labels_are_asked_after_the_same_prompt():
+    pieces = []
+    encoder = SimpleNamespace(
+        max_length=12, prompt_ids=lambda messages: list(range(20)), response_ids=lambda choice: [100] * len(choice)
+    )
+    worker = SimpleNamespace(encoder=encoder, log_probabilities=lambda some: pieces.extend(some) or [np.zeros(1)] * len(some))
+    for choices, room in ((("aaaa", "b", "ccccc"), 7), (("aaaa", "b", "c" * 30), 6)):
+        pieces.clear()
+        asked = Record("choice", (Message("user", "Which?"), Message("assistant", "b")), choices=choices, answer=1)
+        OfLabels().measure(worker, [asked])
+        assert [piece.input_ids.index(100) for piece in pieces] == [room] * 3
+        assert all(piece.input_ids[:room] == list(range(20 - room, 20)) for piece in pieces)
+        assert [len(piece.input_ids) - room for piece in pieces] == [4, 1, min(len(choices[2]), 6)]
 
 
 def test_entropy_is_none_where_one_is_sure_and_greatest_where_nothing_is_known():

@@ -2,10 +2,12 @@
 
 import json
 import os
+import pickle
 import signal as signals
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from selectune.data import Encoder
 from selectune.errors import UserError
 from selectune.examples import Pool
 from selectune.examples.factors import store
+from selectune.examples.factors.cluster import packed
 from selectune.examples.factors.signals import ResponseLoss, Signal
 from selectune.examples.factors.store import measure
 from selectune.models import load_base
@@ -68,14 +71,35 @@ def looks(folder):
 @pytest.mark.slow
 def test_the_cluster_measures_what_one_process_does(cluster, llama_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "BATCH", 4)
-    there, here = pool(llama_folder, tmp_path / "there"), pool(llama_folder, engine="local")
+    there, here = pool(llama_folder), pool(llama_folder, engine="local")
     far, near = measure(there, ResponseLoss()), measure(here, ResponseLoss())
     np.testing.assert_allclose(far, near, rtol=1e-5)
     assert there.meter.cost.forward_tokens == here.meter.cost.forward_tokens > 0
     assert "base" not in vars(there)  # no base was loaded in this process
+    far = measure(pool(llama_folder, tmp_path / "there"), ResponseLoss())
     assert (
         measure(pool(llama_folder, tmp_path / "there", "local"), ResponseLoss()).tolist() == far.tolist()
     )  # what is kept is anyone's
+
+
+def test_a_model_in_memory_does_not_travel_and_measures_here(llama_folder):
+    made = pool(llama_folder)
+    signal, load_base, *_ = pickle.loads(packed(made, ResponseLoss()))
+    assert signal == ResponseLoss() and load_base().fingerprint == made.base.fingerprint
+    loaded, local = made.base, measure(pool(llama_folder, engine="local"), ResponseLoss())
+    for other in (made.of(RECORDS), replace(made, load_base=lambda: loaded)):
+        assert packed(other, ResponseLoss()) is None
+        assert measure(other, ResponseLoss()).tolist() == local.tolist()
+    assert made.notes == ["loss of responses: measured in this process, by a model that no other machine can load"]
+
+
+def test_a_cluster_without_a_processor_is_one_line(llama_folder, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    with pytest.raises(UserError, match="no processor"):
+        measure(pool(llama_folder), ResponseLoss())
 
 
 @pytest.mark.slow

@@ -67,3 +67,28 @@ def test_the_least_helped_are_kept_and_the_easiest_can_come_last(llama_folder, t
         GuidelineEffectiveness(count=2, guideline="lamp " * 400).select(made)
     with pytest.raises(UserError, match="no guideline"):
         GuidelineEffectiveness(count=2).select(pool(llama_folder))
+
+
+def test_a_guideline_that_holds_the_answer_helps_and_others_do_not(llama_folder, monkeypatch):
+    """Tokens of an answer that was told have a log-probability of -0.1, others of -2."""
+    made = pool(llama_folder, RECORDS[:4])
+    words = made.base.tokenizer
+
+    def log_probabilities(self, pieces):
+        found = []
+        for piece in pieces:
+            told = words.decode([token for token, label in zip(piece.input_ids, piece.labels, strict=True) if label == -100])
+            said = words.decode([label for label in piece.labels if label != -100], skip_special_tokens=True).strip()
+            found.append(np.full(sum(label != -100 for label in piece.labels[1:]), -0.1 if said in told else -2.0))
+        return found
+
+    monkeypatch.setattr(type(made.worker()), "log_probabilities", log_probabilities)
+    found = measure(made, GuidelineEffect(guideline=RECORDS[2].response))
+    assert found == pytest.approx([0, 0, 1.9, 0])
+
+
+def test_a_file_that_is_not_there_is_no_guideline(llama_folder):
+    with pytest.raises(UserError, match=r"rules\.txt.*no such file"):
+        GuidelineEffectiveness(guideline="rules.txt").text(pool(llama_folder))
+    for text in ("Think.", "Lamps are on. See rules.txt"):
+        assert GuidelineEffectiveness(guideline=text).text(pool(llama_folder)) == text

@@ -98,6 +98,15 @@ def test_the_kernel_is_one_of_gradients_of_label_likelihoods(llama_folder):
     assert np.allclose(own, (first + second) / 2)
 
 
+def test_a_record_of_which_nothing_trains_has_no_value_and_comes_last(llama_folder):
+    unread = Record("chat", (Message("user", "lamp " * 300), Message("assistant", "It is on.")))
+    made = pool(llama_folder, [unread, *RECORDS[:4]], target=RECORDS[:2])
+    choice = ShapleyValue(count=4, permutations=2, dimension=64, utility="likelihood").select(made)
+    assert np.isnan(choice.signals["Shapley value"]).tolist() == [True, False, False, False, False]
+    assert 0 not in choice.places and any("1 records have no finite score" in note for note in made.notes)
+    assert any("no set of labels in common" in note for note in made.notes)
+
+
 def test_labels_and_free_answers_both_run_and_large_pools_are_refused(llama_folder):
     records = [labelled(f"Lamp {i} is on.", i % 2) for i in range(8)]
     for some in (records, RECORDS):

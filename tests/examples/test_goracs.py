@@ -7,9 +7,11 @@ import pytest
 from scipy.optimize import linprog
 
 from selectune.data import Message, Record
+from selectune.errors import UserError
 from selectune.examples import goracs
 from selectune.examples.factors.last_block import Effort
 from selectune.examples.factors.store import measure
+from selectune.examples.factors.submodular import lazy_greedy
 from selectune.examples.factors.transport import exact
 from selectune.examples.goracs import Costs, GroupTransport, Service, begun, estimates, exchanged, in_turns
 from tests.contracts.test_examples import no_download  # noqa: F401
@@ -52,6 +54,7 @@ def test_the_greedy_beginning_is_the_plain_one_and_none_is_idle():
         chosen.append(int(np.argmin(gains)))
         service.add(chosen[-1])
     assert chosen[0] == everything.sum(1).argmin()
+    assert lazy_greedy(Service(costs), 5)[0].tolist() == chosen
     found = begun(costs, 5)
     assert len(set(found.tolist())) == 5
     assert len(set(everything[found].argmin(0).tolist())) == 5  # each serves somebody
@@ -136,15 +139,16 @@ def test_estimates_are_the_largest_dual_value_of_a_new_record(covered):
         assert found == pytest.approx(-bound.fun, abs=1e-9)
 
 
-def test_classes_get_the_targets_shares_and_effort_counts(llama_folder):
-    def labelled(i, answer):
-        return Record(
-            "classification",
-            (Message("user", f"Lamp {i}?"), Message("assistant", "ab"[answer])),
-            choices=("a", "b"),
-            answer=answer,
-        )
+def labelled(i, answer):
+    return Record(
+        "classification",
+        (Message("user", f"Lamp {i}?"), Message("assistant", "abc"[answer])),
+        choices=("a", "b", "c"),
+        answer=answer,
+    )
 
+
+def test_classes_get_the_targets_shares_and_effort_counts(llama_folder):
     records = [labelled(i, i % 2) for i in range(12)]
     target = [labelled(i, 0) for i in range(20, 23)] + [labelled(30, 1)]
     choice = GroupTransport(count=4).select(pool(llama_folder, records, target=target))
@@ -154,6 +158,24 @@ def test_classes_get_the_targets_shares_and_effort_counts(llama_folder):
     effort = measure(made, Effort())
     assert effort[heavy].mean() > effort[plain].mean() and len(heavy) == len(plain) == 3
     assert effort.argmax() in heavy
+
+
+def test_a_class_without_a_target_has_no_share_and_comes_last(llama_folder):
+    records = [labelled(i, answer) for answer, size in enumerate((2, 1, 5)) for i in range(10 * answer, 10 * answer + size)]
+    target = [labelled(30, 0), labelled(31, 1)]
+    choice = GroupTransport(count=4, effort=0).select(pool(llama_folder, records, target=target))
+    assert sorted(choice.places[:3].tolist()) == [0, 1, 2] and records[choice.places[3]].answer == 2
+    with pytest.raises(UserError, match="no record has an answer of the target's"):
+        GroupTransport(count=2, effort=0).select(pool(llama_folder, records[3:], target=target))
+
+
+def test_no_more_exchanges_are_tried_than_allowed(monkeypatch):
+    tried = []
+    monkeypatch.setattr(goracs, "TRIED", 4)
+    monkeypatch.setattr(goracs, "exact", lambda found: tried.append(found) or (1.0, np.zeros(len(found))))
+    costs = problem(20, 10)
+    chosen, values = exchanged(costs, np.arange(5), 100, 5)
+    assert chosen.tolist() == list(range(5)) and values == [1.0] and len(tried) == 1 + 4  # the beginning is no try
 
 
 def test_what_the_group_leaves_of_a_budget_is_filled_by_cost(llama_folder):

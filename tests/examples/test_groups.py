@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from selectune.data import Message, Record
-from selectune.examples import diverse
+from selectune.examples import diverse, refined
 from selectune.examples.diverse import ClusteredDifficulty, Determinant, EasyAndHard
 from selectune.examples.factors.strata import k_means
 from selectune.examples.method import ranked
+from selectune.examples.refined import Refined
 from tests.examples.test_signals import pool
 
 RECORDS = [Record("chat", (Message("user", f"What is {i}?"), Message("assistant", f"lamp {i}"))) for i in range(24)]
@@ -90,3 +91,34 @@ def test_the_note_on_diversity_is_of_what_was_chosen_by_tokens_too(llama_folder,
     tokens = int(np.sort(made.tokens)[:6].sum())
     chosen = Determinant(count=tokens, by="tokens").select(made).places
     assert 3 <= len(chosen) <= 6 and float(made.notes[0].split(" are ")[1].split()[0]) > 0.1
+
+
+def test_a_single_round_is_equal_shares_and_a_worthless_group_gives_no_more(grouped, monkeypatch):
+    made, _, labels, _ = grouped
+    chosen = Refined(rounds=1, clusters=3, count=9).select(made).places
+    assert np.bincount(labels[chosen]).tolist() == [3, 3, 3]
+    monkeypatch.setattr(Refined, "_weigh", lambda *_: np.array([0.0, 0.5, 0.5]))
+    chosen = Refined(rounds=2, clusters=3, count=12).select(made).places
+    assert np.bincount(labels[chosen])[0] == 2  # of the first round
+    assert len(set(chosen.tolist())) == 12
+
+
+def test_shares_follow_what_the_new_records_of_a_group_have_learnt(grouped, monkeypatch):
+    """Group 0 falls from 2 to 1, group 1 stays at 2; group 2 gave nothing new and has the mean score."""
+    made, _, labels, _ = grouped
+    monkeypatch.setattr(refined, "trained_copy", lambda pool, steps, rate, records: [record.key for record in records])
+    place_of = {key: place for place, key in enumerate(made.keys)}
+    learnt = []
+
+    def losses_after(pool, model):
+        learnt.append(model)
+        return np.array([1.0 if labels[place_of[key]] == 0 else 2.0 for key in pool.keys])
+
+    monkeypatch.setattr(refined, "losses_after", losses_after)
+    monkeypatch.setattr(refined, "measure", lambda pool, signal, records: np.full(len(records), 2.0))
+    chosen, new = list(range(24)), [int(np.flatnonzero(labels == group)[0]) for group in (0, 1)]
+    old = np.array([0.2, 0.3, 0.5])
+    found = Refined()._weigh(made, chosen, new, labels, [0, 1, 2], old)
+    scores = np.array([np.e, 1.0, (np.e + 1) / 2])
+    assert found == pytest.approx(old * scores / (old * scores).sum())
+    assert learnt == [made.keys]  # what was chosen before is learnt, too

@@ -65,6 +65,8 @@ def test_tags_that_are_one_become_one(monkeypatch):
     assert merged(together, least=1, support=3) == together
     within = [{"a", "b", "c"}, {"a", "b", "c"}, {"b", "c"}, {"c"}]
     assert merged(within, least=1, support=2) == [{"c"}] * 4
+    surest = [{"a", "b", "c"}] * 3 + [{"a", "c"}] + [{"b"}] * 3 + [{"c"}]  # a comes with b in three of four, with c always
+    assert merged(surest, least=1, support=2, confidence=0.7)[:4] == [{"b", "c"}] * 3 + [{"c"}]
 
 
 def test_every_user_turn_is_tagged_and_rich_records_come_first(llama_folder):
@@ -344,7 +346,7 @@ def test_a_dry_run_counts_and_asks_nothing(pool_file, tmp_path, llama_folder):
                  "--base", str(llama_folder), "-o", str(out)]  # fmt: skip
         done = CliRunner().invoke(app, [*asked, "--dry-run"])
         assert done.exit_code == 0, done.output
-        assert done.output.startswith("60 calls, about") and "at most 480 written, at most 0.00" in done.output
+        assert done.output.startswith("60 calls, about") and "and 480 written, for 0.00; questions that follow" in done.output
         assert not there.asked and not out.exists()
         assert CliRunner().invoke(app, asked).exit_code == 0 and out.exists()
         done = CliRunner().invoke(app, [*asked, "--dry-run"])

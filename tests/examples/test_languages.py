@@ -1,10 +1,12 @@
 """Languages told, shared and added one by one."""
 
+import numpy as np
 import pytest
 
 from selectune.data import Message, Record
 from selectune.errors import UserError
 from selectune.evaluation.exposure import best_number, by_exposure, exposure, rises
+from selectune.examples import Pool
 from selectune.examples.factors.language import UNDETERMINED, language
 from selectune.examples.languages import Languages, interleaved
 from tests.examples.test_signals import pool
@@ -93,12 +95,22 @@ def test_another_seed_draws_other_records(llama_folder):
 
 
 def test_every_beginning_is_shared_as_the_whole():
-    import numpy as np
-
-    places = interleaved([np.arange(12), np.arange(100, 104)], [9, 3])
+    places = interleaved([np.arange(12), np.arange(100, 104)], [9, 3], np.ones(104, dtype=np.int64))
     assert sorted(places) == [*range(12), *range(100, 104)] and sorted(places[12:]) == [9, 10, 11, 103]
     for end in range(1, 13):
         assert abs(sum(place >= 100 for place in places[:end]) - end / 4) <= 1
+
+
+def test_shares_are_of_what_the_budget_is_counted_in():
+    made = Pool(records(en=100, de=100, fr=100), lambda: None, lambda words: None, quiet=True)
+    made.tokens = np.repeat([10, 25, 100], 100)
+    method = Languages(first=("en", "de"), number=2, by="tokens", count=1000)
+    choice = method.select(made)
+    assert counted(choice, made.records) == {"en": 50, "de": 20} and made.notes == ["shares in tokens: en 500, de 500"]
+    half = choice.places[: len(choice.places) // 2]
+    assert abs(made.tokens[half[half < 100]].sum() - made.tokens[half[half >= 100]].sum()) <= 25
+    more = method.model_copy(update={"count": 4000}).select(made)  # nothing of the kept ones is left: the next language
+    assert counted(more, made.records) == {"en": 100, "de": 100, "fr": 5}
 
 
 def test_scores_by_exposure():

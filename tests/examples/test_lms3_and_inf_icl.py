@@ -49,6 +49,9 @@ def test_far_records_are_rejected_and_the_product_decides():
     scores, accepted = nearest_and_steady(distances, steady, 0.25)
     assert accepted.tolist() == [True, True, False, False] and scores.tolist() == [1, 9, 4, 4]
     assert nearest_and_steady(distances, steady, 1)[1].all() and not nearest_and_steady(distances, steady, 0)[1].any()
+    assert nearest_and_steady(distances, steady, 0.01)[1].tolist() == [True, True, False, False]  # one at least
+    many = np.arange(100.0)[None]
+    assert nearest_and_steady(many, many[0], 0.29)[1].sum() == 29
     scores, _ = nearest_and_steady(distances, np.ones(4), 1)
     assert scores.tolist() == distances.min(0).tolist()
 

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from selectune.cli import app
 from selectune.data import Message, Record
+from selectune.errors import UserError
 from selectune.examples import search_effort
 from selectune.examples.search_effort import DEPTHS, STEP, Node, Search, SearchEffort, _least_visited
 from tests.examples.test_signals import pool
@@ -88,6 +89,26 @@ def test_the_tree_is_searched_as_written_down():
     # each iteration's branch: go 0 | go 1, turn 0 | go 2, turn 0 | go 0, turn 0 | go 1, turn 1 | go 2, turn 1 | go 0, turn 1 | go 1, turn 2
     assert search(say, 20).tree(RECORDS[7:]).tolist() == [8]
     assert search(say, 7).tree(RECORDS[7:]).tolist() == [8]  # not solved within seven
+
+
+@pytest.mark.parametrize("how", ["answers", "tree"])
+def test_choices_are_shown_and_a_letter_names_one(how):
+    asked = Record(
+        "choice",
+        (Message("user", "Which lamp is on?"), Message("assistant", "green")),
+        choices=("red", "green"),
+        answer=1,
+    )
+    made = search(lambda prompt, seed, sample: "Answer: B", 1)
+    assert getattr(made, how)([asked]).tolist() == [1]
+    assert made.responder.asked[0] == ["Which lamp is on?\nA. red\nB. green"]
+    assert getattr(search(lambda prompt, seed, sample: "Answer: A", 1), how)([asked]).tolist() == [2]
+
+
+@pytest.mark.parametrize("how", ["answers", "search"])
+def test_raw_text_asks_nothing_and_is_refused(how, llama_folder, monkeypatch):
+    with pytest.raises(UserError, match="this one has none"):
+        choose(pool(llama_folder, [*RECORDS, Record("text", text="A lamp.")]), pytest.fail, monkeypatch, count=2, how=how)
 
 
 def test_the_least_visited_branch_is_followed():

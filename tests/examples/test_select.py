@@ -44,10 +44,27 @@ def test_mistakes_are_one_line(pool_file, llama_folder):
         ({"method": "longest", "out": "/no/such/folder/out.jsonl"}, "does not exist"),
         ({"method": "longest", "scores": "/no/such/folder/s.parquet"}, "does not exist"),
         ({"method": "longest", "out": "/dev/full/x"}, "does not exist"),
+        ({"method": "longest", "out": pool_file.parent}, "is a folder"),
+        ({"method": "longest", "seed": -1}, "field 'seed'"),
+        ({"method": "longest", "seed": 2**32}, "field 'seed'"),
     ):
         with pytest.raises(UserError, match=told) as error:
             selectune.choose_examples(str(pool_file), base=str(llama_folder), quiet=True, **wrong)
         assert "\n" not in str(error.value)
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_measured(pool_file, tmp_path, monkeypatch):
+    """The file of records is never the one that is read, nor the target's."""
+    target, before = tmp_path / "target.jsonl", pool_file.read_text()
+    target.write_text(before)
+    monkeypatch.chdir(tmp_path)
+    for options in ({"out": "pool.jsonl"}, {"out": str(target)}, {"scores": pool_file}):
+        with pytest.raises(UserError, match="would be overwritten"):
+            selectune.choose_examples([str(pool_file)], "loss", target=str(target), base="nowhere", **options)
+    assert pool_file.read_text() == target.read_text() == before
+    monkeypatch.setattr("os.access", lambda place, how: False)
+    with pytest.raises(UserError, match="cannot be written"):
+        selectune.choose_examples(str(pool_file), "loss", base="nowhere", out="out.jsonl")
 
 
 def test_a_run_trains_on_what_was_chosen(pool_file, tmp_path, llama_folder):

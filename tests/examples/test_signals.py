@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from selectune.data import Encoder, Message, Record
+from selectune.errors import UserError
 from selectune.examples import Pool
 from selectune.examples.factors import store
-from selectune.examples.factors.signals import GradientSketch, OwnEmbedding, ResponseLoss
+from selectune.examples.factors.normalise import standard
+from selectune.examples.factors.signals import GradientSketch, OwnEmbedding, ResponseLoss, SentenceEmbedding
 from selectune.examples.factors.store import measure, write_scores
 from selectune.models import load_base
+from tests.examples.words import Words
 
 RECORDS = [
     Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", "lamp " * (i % 5 + 1) + f"{i * 7} is on.")))
@@ -136,6 +139,59 @@ def test_what_another_choice_measured_is_not_measured_again_and_costs_the_same(l
         second.meter.count(seconds=100)
     taken = second.meter.cost
     assert taken.forward_tokens == pytest.approx(2 * spent, abs=4) and taken.seconds > 100
+
+
+def test_what_is_kept_is_one_bases_in_one_reading(tiny_folders, tmp_path):
+    """Another base, another length, another prompt of the system or another precision measures anew."""
+
+    def found(architecture="llama", length=128, bfloat16=False, **reading):
+        return measure(
+            Pool(
+                RECORDS[:2],
+                lambda: load_base(tiny_folders[architecture]),
+                lambda words: Encoder(words, length, **reading),
+                bfloat16=bfloat16,
+                quiet=True,
+                folder=tmp_path,
+            ),
+            ResponseLoss(),
+        )
+
+    plain = found()
+    others = (found("gpt2"), found(length=16), found(system="Be brief."), found(bfloat16=True))
+    assert all(not np.array_equal(one, plain) for one in others)
+    assert len(list(tmp_path.rglob("part-*.parquet"))) == 5
+    assert np.array_equal(found(), plain) and len(list(tmp_path.rglob("part-*.parquet"))) == 5
+
+
+def test_what_needs_no_base_loads_none_to_be_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Words)
+    made = Pool(RECORDS, lambda: pytest.fail("loaded"), lambda words: None, quiet=True, folder=tmp_path)
+    assert np.array_equal(measure(made, SentenceEmbedding()), measure(made, SentenceEmbedding()))
+    assert len(list(tmp_path.rglob("part-*.parquet"))) == 1
+
+
+def test_two_choices_that_begin_at_once_keep_both_parts(tmp_path):
+    for key in (b"a", b"b"):
+        store._write(tmp_path / "signal", np.array([key]), np.ones(1), [slice(0, 1)], {})
+        (part,) = (tmp_path / "signal").glob("part-*.parquet")
+        part.rename(tmp_path / part.name)  # the other does not see it
+    assert len(list(tmp_path.glob("part-000000-*.parquet"))) == 2
+
+
+def test_a_damaged_part_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Words)
+    made = Pool(RECORDS, lambda: pytest.fail("loaded"), lambda words: None, quiet=True, folder=tmp_path)
+    measure(made, SentenceEmbedding())
+    (part,) = tmp_path.rglob("part-*.parquet")
+    part.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(UserError, match=f"{part.name}: cannot be read.*remove it") as error:
+        measure(made, SentenceEmbedding())
+    assert "\n" not in str(error.value)
+
+
+def test_a_constant_is_at_no_distance_from_its_mean():
+    assert standard(np.array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]  # their deviation is 1e-17
 
 
 def test_scores_are_a_table(llama_folder, tmp_path):

@@ -155,6 +155,13 @@ def test_the_half_that_is_scored_is_not_trained_on(llama_folder, monkeypatch):
     assert held and not learnt & held and {record.key for record in [*TARGET, *FOXES]} == learnt | held
 
 
+def test_transfer_needs_two_records_that_train(llama_folder):
+    unread = [chat("lamp " * 300 + str(n)) for n in range(3)]
+    for target in (TARGET[:1], [TARGET[0], *unread], unread):
+        with pytest.raises(UserError, match="half of the target"):
+            transfer(pool(llama_folder), {"foxes": FOXES}, target, Trying())
+
+
 def mixed():
     return [Record(one.kind, one.messages, source=name) for name, some in THREE.items() for one in some]
 

@@ -50,6 +50,12 @@ def test_quotas_rise_until_the_budget_is_used():
     assert len(quotas_filled(vectors, rare_first[:2], 40, 0)) == 12  # all there is
 
 
+def test_a_group_in_which_a_record_is_chosen_already_is_passed_over():
+    near, far = [[1.0, 0.01 * n] for n in range(6)], [[0.01 * n, 0.5] for n in range(2)]
+    chosen = quotas_filled(np.array(near + far, np.float32), [np.array([0]), np.arange(8)], 4, 0)
+    assert chosen[0] == 0 and chosen[1] in (6, 7)
+
+
 TOLD = [record(f"Why {'pump ' * (n % 5)}and {'valve ' * (n % 7)}?", "It is so.") for n in range(30)]
 
 
@@ -68,3 +74,21 @@ def test_what_a_small_style_cannot_use_goes_to_the_others():
     assert sorted(choice.places.tolist())[-6:] == [30, 31, 32, 33, 34, 35]  # all of both small styles, fewer than a third each
     plain = [place for place in ranked(pool(records), choice.signals["closeness"]).tolist() if place < 30]
     assert [place for place in choice.places.tolist() if place < 30] == plain[:9]
+
+
+def test_a_record_with_two_styles_serves_either_and_is_taken_once():
+    answers = ["- 3 of them", "- 4 of them", "- so", "- so so", "It is 5", "It is 6", *(f"So {'so ' * n}it is" for n in range(8))]
+    chosen = Strata(clusters=1, count=8).select(pool([record("Why the pump?", answer) for answer in answers])).places.tolist()
+    listed, counted, plain = (set(chosen) & set(places) for places in (range(4), (0, 1, 4, 5), range(6, 14)))
+    assert len(set(chosen)) == 8 and len(listed) >= 2 and len(counted) >= 2
+    assert len(plain) >= 3  # of three styles, not of four combinations
+
+
+def test_a_budget_of_tokens_is_laid_over_skills_in_turn():
+    questions = ("Why the pump?", "Which valve, which fuse?", "What of it all then?")
+    records = [record(asks, "```x```" if n == 0 else f"So {'so ' * n}it is") for asks in questions for n in range(20)]
+    made = pool(records)
+    made.tokens = np.array([200 if n % 20 == 0 else 10 for n in range(60)])
+    chosen = Strata(clusters=3, by="tokens", count=660).select(made).places
+    spent = [int(made.tokens[chosen[chosen // 20 == skill]].sum()) for skill in range(3)]
+    assert sum(spent) == 660 and max(spent) - min(spent) <= 10

@@ -10,7 +10,14 @@ from scipy.optimize import linprog
 from selectune.data import Message, Record
 from selectune.examples import Pool, toward_target
 from selectune.examples.factors.transport import calibrated_gradient, potentials
-from selectune.examples.toward_target import LeastUncertain, TransportGradient, balanced, least_uncertain
+from selectune.examples.toward_target import (
+    LeastUncertain,
+    Nearest,
+    TransportGradient,
+    around_their_mean,
+    balanced,
+    least_uncertain,
+)
 
 
 def cost_of(costs, source):
@@ -103,6 +110,29 @@ def test_a_record_that_points_away_from_the_target_comes_last(monkeypatch):
     assert np.isnan(choice.signals["variance left"][[0, 2, 4]]).all()
     made.target = [asks(1, 0), asks(-1, 0)]
     assert 0 in LeastUncertain(count=1, centre=False).select(made).places  # toward one of them is enough
+
+
+def test_of_two_equal_questions_the_nearest_takes_both_and_the_least_uncertain_one(monkeypatch):
+    monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Drawn)
+    copy = Record("chat", (asks(0.9, 0.43589).messages[0], Message("assistant", "no")))
+    made = Pool([asks(0.9, 0.43589), copy, asks(0.8, -0.6)], lambda: None, lambda words: None, [asks(1, 0)], quiet=True)
+    assert set(Nearest(count=2).select(made).places) == {0, 1}
+    assert 2 in LeastUncertain(count=2, centre=False).select(made).places
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_equal_questions_are_not_told_apart_by_rounding(monkeypatch, count):
+    monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Drawn)
+    (asked, _), answers = asks(0.6, 0.8).messages, map(str, range(count))
+    copies = [Record("chat", (asked, Message("assistant", answer))) for answer in answers]
+    made = Pool(copies, lambda: None, lambda words: None, [asks(0.6, 0.8)], quiet=True)
+    choice = LeastUncertain(count=1).choose(made)
+    assert np.isfinite(choice.signals["variance left"]).sum() == 1 and not made.notes
+    lone = np.array([[0.6, 0.8], [0.6, 0.8], [-0.6, 0.8]], np.float32)
+    own, wanted = around_their_mean(lone, lone[:1], np.arange(3))
+    assert np.linalg.norm(own, axis=1) == pytest.approx(1) and wanted[0] == pytest.approx(own[0])
+    own, wanted = around_their_mean(lone[1:], (lone[1:].mean(0, keepdims=True)), np.arange(2))
+    assert np.linalg.norm(own, axis=1) == pytest.approx(1) and not wanted.any()
 
 
 def test_transport_takes_what_the_target_lacks(monkeypatch):

@@ -1,12 +1,15 @@
 """S2L, LoBaSS, DONOD, IFD, GRAPE: the faithful-if lines of their cards."""
 
+import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from selectune.data import Encoder, Message, Record
+from selectune.data.duplicates import content
 from selectune.errors import UserError
 from selectune.examples import Pool, judged, self_scoring, trained
 from selectune.examples.factors.signals import ResponseLoss
@@ -284,10 +287,25 @@ def test_yes_against_no_is_a_sigmoid_of_summed_spellings(llama_folder):
     piece = signal._prompt(worker, RECORDS[2], 0)
     with torch.no_grad():
         logits = made.base.model(input_ids=torch.tensor([piece.input_ids]), use_cache=False).logits[0, -1].double()
-    odds = [torch.logsumexp(logits[signal._tokens(worker, words)], 0) for words in (YES, NO)]
+    odds = [torch.logsumexp(logits[tokens], 0) for tokens in signal._begins(worker)]
     assert found[2] == pytest.approx(float(1 / (1 + torch.exp(odds[1] - odds[0]))), rel=1e-3)
     two = measure(made, YesOrNo(questions=("Is it about lamps?", "Is it clear?")))
     assert (two <= found + 1e-9).all()
+
+
+def test_all_spellings_of_one_token_count_and_beginnings_only_where_there_is_none():
+    signal, known = YesOrNo(questions=("Is it about lamps?",)), {}
+    spelled = {word: [number] for number, word in enumerate((*YES, *NO))}
+    worker = SimpleNamespace(base=SimpleNamespace(tokenizer=lambda word, add_special_tokens: {"input_ids": known[word]}))
+    known |= spelled
+    assert signal._begins(worker) == [list(range(6)), list(range(6, 12))]
+    known |= {word: [50, 51] for word in (*YES[3:], *NO[:5])}
+    assert signal._begins(worker) == [[0, 1, 2], [11]]
+    known |= {word: [60, number] if word[0] == " " else [number, 61] for number, word in enumerate((*YES, *NO))}
+    assert signal._begins(worker) == [[0, 1, 2], [6, 7, 8]]  # what " YES" and " NO" both begin with says nothing
+    known |= {word: [60, 61] for word in known}
+    with pytest.raises(UserError, match="tell YES from NO"):
+        signal._begins(worker)
 
 
 def test_the_second_question_is_asked_after_a_yes_to_the_first(llama_folder):
@@ -328,3 +346,53 @@ def test_compression_is_of_the_concatenation(llama_folder):
     alone = choice.signals["compression ratio"]
     assert alone[2] > max(alone[:2])
     assert 2 in choice.places.tolist()
+
+
+def zipped(texts, budget, first, second, third):
+    """The three stages of the paper, all compressed anew."""
+
+    def ratio(text):
+        return len(text) / len(zlib.compress(text, 9))
+
+    chosen, known = [], [ratio(text) for text in texts]
+    while len(chosen) < budget:
+        pot = sorted((place for place in range(len(texts)) if place not in chosen), key=lambda place: known[place])[:first]
+        for place in pot:
+            known[place] = ratio(b"".join(texts[one] for one in chosen) + texts[place])
+        pot = sorted(pot, key=lambda place: known[place])[:second]
+        for _ in range(min(third, len(pot), budget - len(chosen))):
+            chosen.append(min(pot, key=lambda place: ratio(b"".join(texts[one] for one in chosen) + texts[place])))
+            pot.remove(chosen[-1])
+    return chosen
+
+
+def drawn_texts(count):
+    generator = np.random.default_rng(1)
+    sizes = generator.integers(20, 200, count).tolist()
+    return answers("Which?", *("".join(generator.choice(list("abcdefgh "), size)) for size in sizes))
+
+
+def test_compression_goes_by_stages_and_what_is_known_of_the_others_is_old():
+    made = Pool(drawn_texts(12), lambda: None, lambda words: None, quiet=True)
+    method = self_scoring.Compression(count=9, first=6, second=3, third=2)
+    texts = [content(one).encode() for one in made.records]
+    assert method.select(made).places.tolist() == zipped(texts, 9, 6, 3, 2)
+
+
+def test_compression_by_tokens_goes_on_while_a_record_still_fits():
+    made = Pool(drawn_texts(40), lambda: None, lambda words: None, quiet=True)
+    made.tokens = np.array([300] * 20 + [20] * 19 + [0])
+    chosen = self_scoring.Compression(by="tokens", count=2000, first=20, second=4, third=3).select(made).places
+    left = set(range(39)) - set(chosen.tolist())
+    used = int(made.tokens[chosen].sum())
+    assert 39 not in chosen and len(set(chosen.tolist())) == len(chosen)
+    assert used <= 2000 and left and all(used + made.tokens[place] > 2000 for place in left)
+
+
+def test_the_highest_loss_comes_first_and_what_is_cut_away_last(llama_folder):
+    made = pool(llama_folder, [*answers("lamp " * 300, "lamp"), *RECORDS[:5]])
+    choice = HighestLoss(count=5).select(made)
+    losses = measure(made, ResponseLoss())
+    assert choice.places.tolist() == (np.argsort(-losses[1:], kind="stable") + 1).tolist() and np.isnan(losses[0])
+    assert HighestLoss(count=5, keep="lowest").select(made).places.tolist() == choice.places.tolist()[::-1]
+    assert made.notes == ["1 records have no finite score and come last"] * 2

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from selectune.data import Message, Record
+from selectune.examples import two_phases
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.tags import tags
-from selectune.examples.two_phases import TwoPhases, log_importance, long_tail, without_duplicates
+from selectune.examples.two_phases import TwoPhases, hardest, log_importance, long_tail, without_duplicates
 from tests.examples.test_signals import pool
 from tests.examples.words import words  # noqa: F401
 
@@ -97,3 +98,44 @@ def test_the_second_phase_is_rare_or_hard_after_the_first(llama_folder):
     assert set(np.flatnonzero(second).tolist()) == (hard | rare) & set(rest.tolist()) != set(rest.tolist())
     assert choice.places[3:].tolist() == sorted(np.flatnonzero(second).tolist(), key=lambda place: -losses[place])[:3]
     assert not np.allclose(losses, measure(made, ResponseLoss()))  # the base has learnt something
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """No model learns; every record is as hard as another."""
+    monkeypatch.setattr(two_phases, "trained_copy", lambda *_: None)
+    monkeypatch.setattr(two_phases, "losses_after", lambda pool, model: np.zeros(len(pool)))
+
+
+@pytest.mark.usefixtures("untrained")
+def test_the_foundation_is_drawn_in_proportion_to_importance(llama_folder, monkeypatch):
+    made = pool(llama_folder, [LIKE[0], LIKE[5], UNLIKE[0], record("Sing!", "La la la.")], target=TARGET)
+    monkeypatch.setattr(two_phases, "log_importance", lambda *_: np.log([1.0, 2, 3, 4]))
+    monkeypatch.setattr(two_phases, "without_duplicates", lambda pool: np.ones(4, dtype=bool))
+    monkeypatch.setattr(two_phases, "tags", lambda *_, **__: [{"a"}] * 4)
+    monkeypatch.setattr(TwoPhases, "embed", lambda self, pool: None)
+    drawn = []
+    for seed in range(1000):
+        made.seed = seed
+        drawn.append(int(TwoPhases(count=1, foundation=1.0).choose(made).places[0]))
+    assert np.bincount(drawn) / 1000 == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.04)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_copies_make_a_rare_tag_no_more_frequent(llama_folder, monkeypatch):
+    odd = record("Translate this poem!", "```python\nprint('zq')\n```")
+    seen = []
+    plain = two_phases.long_tail
+    monkeypatch.setattr(two_phases, "hardest", lambda losses, share: np.zeros(len(losses), dtype=bool))
+    monkeypatch.setattr(two_phases, "long_tail", lambda tagged, share: seen.append(len(tagged)) or plain(tagged, share))
+    made = pool(llama_folder, [*[odd] * 20, *UNLIKE, *LIKE], target=TARGET)
+    choice = TwoPhases(count=6, foundation=0.5, rare=0.1, scales=(2,)).select(made)
+    assert seen == [int(without_duplicates(made).sum())] and seen[0] <= 23
+    assert (choice.signals["phase"][:20] == 2).sum() == 1  # one of its copies
+    assert choice.signals["importance"].sum() == pytest.approx(1) and (choice.signals["importance"][:20] > 0).sum() == 1
+
+
+def test_where_most_are_equally_hard_they_are_all_hard():
+    assert hardest(np.array([1.0, 3, 3, 3, np.nan]), 0.25).tolist() == [False, True, True, True, False]
+    assert hardest(np.arange(5.0), 0.25).tolist() == [False, False, False, True, True]
+    assert not hardest(np.full(2, np.nan), 0.25).any()

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -118,5 +119,7 @@ def test_weights_of_a_method_travel_through_a_run(llama_folder, tmp_path, monkey
     assert {record.weight for record in chosen} == {0.5} and len(chosen) == 12
     assert losses["half"][0] == pytest.approx(losses["even"][0] / 2, rel=1e-3)
     assert losses["zeros"] == losses["out"] != losses["even"]
+    told = json.loads(runs["zeros"].path("examples.json").read_text())["chosen"]
+    assert told == 8 == pd.read_parquet(runs["zeros"].path("scores.parquet"))["chosen"].sum()
     zeros, out = ((runs[name].path("specialist") / "changed.safetensors").read_bytes() for name in ("zeros", "out"))
     assert zeros == out

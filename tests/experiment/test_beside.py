@@ -1,9 +1,13 @@
 """The tables beside an experiment's, from made-up cells."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 
 from selectune.experiment.beside import evenness, indicators
-from selectune.experiment.judging import Interval, Outcome
+from selectune.experiment.columns import beats
+from selectune.experiment.judging import FORGETTING, GAIN, Comparison, Interval, Outcome
 from selectune.experiment.lines import EVERY_RECORD, MethodLine
 from selectune.experiment.results import Row, Sheet
 from selectune.experiment.store import Cell
@@ -35,6 +39,23 @@ ROWS = (FULL, row("random", "random", 1.9, 0.5, 200), row("lobass", "lobass", 1.
 
 def cells(lines, name):
     return [cell.strip() for cell in next(line for line in lines if line.startswith(f"| {name} |")).strip("|").split("|")]
+
+
+@pytest.mark.parametrize(
+    ("gain", "forgetting", "said"),
+    [(0.2, 0.2, "both"), (0.2, 0.0, "gain"), (0.0, 0.2, "forgetting"), (0.0, 0.0, "neither"), (-0.2, 0.0, "worse on gain"),
+     (0.2, -0.2, "gain, worse on forgetting"), (-0.2, -0.2, "worse on both")],
+)  # fmt: skip
+def test_a_row_is_better_than_random_worse_or_not_told_from_it(gain, forgetting, said):
+    plan = SimpleNamespace(protocol=SimpleNamespace(confidence=0.95))
+    made = sheet(*ROWS)
+    assert beats(made, ROWS[2], plan) == "–"
+    for on, middle in ((GAIN, gain), (FORGETTING, forgetting)):
+        made.against_random[on]["lobass"] = Comparison(Interval(middle - 0.1, middle, middle + 0.1), 0.01, 0.01)
+    assert beats(made, ROWS[2], plan) == said
+    for found in made.against_random.values():  # sure one by one, not after the correction
+        found["lobass"] = found["lobass"]._replace(p_corrected=0.06)
+    assert beats(made, ROWS[2], plan) == "neither"
 
 
 def test_selectors_stand_on_one_sheet():

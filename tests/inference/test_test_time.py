@@ -158,6 +158,24 @@ def test_what_is_learnt_is_about_the_question(tmp_path, llama_folder):
     assert list(run.path("examples", "signals").iterdir())  # the pool is embedded once
 
 
+def test_what_cannot_be_learnt_is_no_step_and_one_record_is_enough(tmp_path, llama_folder):
+    run = specialist(tmp_path / "run", llama_folder, "lora")
+    settings = Settings(steps=3, alpha=None)
+
+    def chosen(*records):
+        file = tmp_path / "pool.jsonl"
+        file.write_text("".join(json.dumps({"question": one.question, "answer": one.response}) + "\n" for one in records))
+        return Specialist(run, str(file), quiet=True).chosen(POOL[3].question, settings)
+
+    cut = record("What does fault 3 mean? " + "What does fault 3 mean? " * 30, "Lamp 21.")
+    records, uncertainty, rows = chosen(cut, *POOL[:2], POOL[6])
+    assert len(records) == len(rows) == len(uncertainty) - 1 == 3 and cut.question not in {one.question for one in records}
+    assert chosen(cut) == ([], [1.0], [])
+    for pool in (POOL[3:4], [record(POOL[3].question, answer) for answer in ("Lamp 21.", "Lamp 21!", "Lamp 22.")]):
+        records, uncertainty, _ = chosen(*pool)
+        assert len(records) == 3 and uncertainty[0] == pytest.approx(1) and uncertainty[-1] < 0.1
+
+
 def test_the_command_answers_and_tells_what_it_learnt(tmp_path, llama_folder, monkeypatch, capsys):
     pool = tmp_path / "pool.jsonl"
     pool.write_text(

@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from selectune import recipe as recipes
-from selectune.data import Message, Record, records_to_file
+from selectune.data import Message, Record, records_from_file, records_to_file
 from selectune.reporting import charts, examples, write_report
 from selectune.reporting.projection import principal, project
 from selectune.run import Run
@@ -67,6 +68,24 @@ def test_medians_sources_and_the_records_at_both_ends(tmp_path):
     assert [shown.rank for shown in found.kept] == list(range(1, 11)) and found.kept[0].signals == ["39"]
     assert [shown.signals[0] for shown in found.dropped] == ["29", "28", "27", "26", "25", "24", "6", "5", "4", "3", "2", "0"]
     assert all(shown.rank is None for shown in found.dropped)
+
+
+def test_what_was_left_out_is_shown_once_where_the_first_signal_has_too_few_values():
+    places, few = np.arange(20), np.where(np.arange(20) < 5, np.arange(20.0), np.nan)
+    shown, how = examples._left_out(places, {"added coverage": few})
+    assert shown == list(range(12)) and how == "the first by content"
+    shown, how = examples._left_out(places, {"added coverage": few, "length": np.arange(20.0)})
+    assert shown == [19, 18, 17, 16, 15, 14, 5, 4, 3, 2, 1, 0] and how == "the highest and the lowest by length"
+
+
+def test_a_record_that_was_changed_is_shown_as_it_trained(tmp_path):
+    run = a_run(tmp_path)
+    records = records_from_file(run.path("data", "train.jsonl"))[30:]
+    changed = [replace(one, messages=(one.messages[0], Message("assistant", f"anew {one.line}"))) for one in records]
+    records_to_file(changed, run.path("data", "chosen.jsonl"))
+    found = examples.examples_of(run)
+    assert [shown.response for shown in found.kept] == [f"anew {line}" for line in range(39, 29, -1)]
+    assert not any("anew" in shown.response for shown in found.dropped)
 
 
 def test_points_stand_where_they_are_drawn(tmp_path):

@@ -1,7 +1,8 @@
 """How even is what a model knows? A benchmark's score over its sub-domains: the mean, and how far they spread.
 
 Knows: which sub-domains a benchmark has (the tasks that it is made of, or its areas), that small ones are put together, the coefficient of
-variation and the index made of it (EnviroExam, 2024, arXiv 2405.11265). Does not know: how anything was scored.
+variation and the index made of it (EnviroExam, 2024, arXiv 2405.11265; its gap between no examples and five is not computed). Does not know: how
+anything was scored.
 """
 
 from __future__ import annotations

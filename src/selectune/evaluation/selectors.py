@@ -47,7 +47,7 @@ class Feasibility:
     steps: int
     """Kinds of work: the choice itself, reading with the base, gradients."""
     hyper_parameters: int
-    """Those of its own, beside the budget."""
+    """Those of its own, beside the budget and who answers."""
     model_bound: bool
     """Another base must measure again."""
     data_bound: bool
@@ -69,11 +69,13 @@ class Feasibility:
 
 def feasibility(method: Any, cost: Cost) -> Feasibility:
     """Return what a selector (an :class:`selectune.examples.ExampleMethod`) needed, from what its choice cost."""
+    from selectune.inference.responder import Asking
+
     budget = {"fraction", "count", "by"}
     return Feasibility(
         trained_models=cost.trainings,
         steps=1 + (cost.forward_tokens > 0) + (cost.backward_tokens > 0),
-        hyper_parameters=len(type(method).model_fields.keys() - budget),
+        hyper_parameters=len(type(method).model_fields.keys() - budget - Asking.model_fields.keys()),
         model_bound=cost.forward_tokens > 0,
         data_bound=cost.trainings > 0,
         asks_outside=getattr(method, "by_endpoint", None) is not None,

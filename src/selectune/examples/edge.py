@@ -5,6 +5,7 @@ Knows: how much a guideline before a conversation raises the likelihood of each 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -74,7 +75,8 @@ class GuidelineEffectiveness(Ranked):
     summary: ClassVar[str] = "The lowest effect of a written guideline on the likelihood of the record's answers."
     departs: ClassVar[str] = (
         "The effect is the mean over answers of the difference in cross-entropy, which the paper measures too; whether it takes a difference or a "
-        "ratio is not known for sure. The records' own answers stand for the agent's actions; nothing is rolled out or annotated."
+        "ratio is not known for sure. The records' own answers stand for the agent's actions; nothing is rolled out or annotated. "
+        "System messages are left out."
     )
 
     keep: Literal["highest", "lowest"] = "lowest"
@@ -104,6 +106,9 @@ class GuidelineEffectiveness(Ranked):
         """
         if self.guideline:
             if not _is_file(self.guideline):
+                if re.fullmatch(r"\S+\.\w+", self.guideline):  # nobody's guideline, but the name of a file
+                    raise UserError("there is no such file", file=self.guideline, field="examples.guideline",
+                                    expected="a text, or a text file that is there")  # fmt: skip
                 return self.guideline
             try:
                 return Path(self.guideline).read_text(encoding="utf-8")

@@ -124,11 +124,14 @@ class ShapleyValue(Ranked):
             utility = accuracy(answers) if self.utility == "accuracy" else likelihood(answers)
             empty = 1 / len(labels) if self.utility == "accuracy" else -float(np.log(len(labels)))
         else:
+            if self.utility == "likelihood" or any(record.choices for record in (*records, *target)):
+                pool.notes.append("records and target have no set of labels in common: values are shares of the target's losses")
             losses = [np.nan_to_num(measure(pool, ResponseLoss(), some)) for some in (records, target)]
             wanted, utility, empty = losses[0][:, None], explained(losses[1]), 0.0
         scale = max(float(kernel.diagonal().mean()), 1e-12)
         generator = pool.generator("free_shap")
         orders = (generator.permutation(len(records)) for _ in watched(range(self.permutations), "orders", pool.quiet))
         values = np.empty(len(records))
-        values[pool.order] = shapley_values(kernel, cross, wanted, utility, empty, self.ridge * scale, orders)
+        found = shapley_values(kernel, cross, wanted, utility, empty, self.ridge * scale, orders)
+        values[pool.order] = np.where(kernel.diagonal() > 0, found, np.nan)  # of the others nothing trains
         return {"Shapley value": values}

@@ -12,9 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from selectune.data.records import Record
+from selectune.errors import UserError
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.labels import shared_labels
 from selectune.examples.factors.last_block import Effort
+from selectune.examples.factors.progress import watched
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import proportional_shares
 from selectune.examples.factors.submodular import lazy_greedy
@@ -26,6 +28,8 @@ BLOCK = 2048
 """Records whose costs are computed together."""
 LISTED = 4_000_000
 """Records that are listed at once as cheap for the target, over all of it."""
+TRIED = 1000
+"""Exchanges that are tried at most, each by an exact transport."""
 
 
 class Costs:
@@ -142,13 +146,14 @@ def estimates(found: Array, inside: Array, potentials: Array, own: Array | None)
     return np.asarray(potential / len(inside) + np.minimum(left - potential[:, None], 0).mean(1))
 
 
-def exchanged(costs: Costs, chosen: Array, swaps: int, candidates: int) -> tuple[Array, list[float]]:
+def exchanged(costs: Costs, chosen: Array, swaps: int, candidates: int, quiet: bool = True) -> tuple[Array, list[float]]:
     """Return the choice after exchanges of single records, each of which lowers the exact transport, and the transport after each.
 
     Args:
         swaps: at most so many. candidates: the worst inside and the best outside, by estimate, that are tried; the first that helps is taken.
+        quiet: show no progress.
     """
-    chosen = chosen.copy()
+    chosen, tries = chosen.copy(), iter(watched(range(TRIED), "exchanges", quiet))
     inside = costs.of(chosen)
     value, potentials = exact(inside)
     values = [value]
@@ -158,6 +163,8 @@ def exchanged(costs: Costs, chosen: Array, swaps: int, candidates: int) -> tuple
         told[chosen] = np.inf
         best = np.argsort(told, kind="stable")[: min(candidates, costs.candidates - len(chosen))]
         for row, place in ((row, place) for row in worst.tolist() for place in best.tolist()):
+            if next(tries, None) is None:
+                return chosen, values
             moved = inside.copy()
             moved[row] = costs.of(np.array([place]))[0]
             tried, found = exact(moved)
@@ -183,7 +190,8 @@ class GroupTransport(Embedded):
         "Greedily and by exchanges the group with the least optimal transport to the target, with a bonus for hard records."
     )
     departs: ClassVar[str] = (
-        "The effect of an exchange is estimated at the potential that maximises it. Ten candidates a side are tried instead of thirty. Where more "
+        "The effect of an exchange is estimated at the potential that maximises it. Ten candidates a side are tried instead of thirty, and a "
+        "thousand exchanges in all. Vectors are a sentence encoder's unless the base's own are asked for. Where more "
         "are wanted than can serve the target at once, the cheapest that are left for each of it come in turns, before the exchanges. What the "
         "group leaves of a budget of tokens comes by cost."
     )
@@ -203,18 +211,19 @@ class GroupTransport(Embedded):
 
         target, order = first(list(pool.target), self.wanted), pool.order
         records = [pool.records[place] for place in order]
+        groups = [(near, far) for near, far in _classes(records, target) if len(near) and len(far)]
+        if not groups:
+            raise UserError(f"'{self.name}' goes by class, and no record has an answer of the target's", field="examples",
+                            expected="a target with answers that the pool has")  # fmt: skip
         vectors, wanted = self.embed(pool)[order], measure(pool, self.signal(), target)
         hardness = measure(pool, Effort())[order] if self.effort else np.zeros(len(pool))
-        groups = _classes(records, target)
         shares = proportional_shares([len(far) for _, far in groups], self.about(pool), [len(near) for near, _ in groups])
         parts, cost = [], np.full(len(pool), np.inf)
         for (near, far), share in zip(groups, shares, strict=True):
-            if not len(far) or not len(near):
-                continue
             costs = Costs(vectors[near], wanted[far], hardness[near], self.effort)
             cost[near] = np.concatenate([costs.of(some).mean(1) for some in costs.blocks()])
             if share:
-                chosen, values = exchanged(costs, begun(costs, share), self.swaps, self.candidates)
+                chosen, values = exchanged(costs, begun(costs, share), self.swaps, self.candidates, pool.quiet)
                 parts.append(near[chosen])
                 pool.notes.append(f"{len(values) - 1} exchanges took the transport from {values[0]:.4f} to {values[-1]:.4f}")
         places = np.concatenate(parts)

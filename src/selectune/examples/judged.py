@@ -16,6 +16,7 @@ from pydantic import Field
 from selectune.data.chat import Encoded
 from selectune.data.duplicates import content, normalise
 from selectune.data.records import Message, Record
+from selectune.errors import UserError
 from selectune.examples.factors.signals import Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked
@@ -40,12 +41,13 @@ class YesOrNo(Signal):
     def measure(self, worker: Worker | None, records: list[Record]) -> Array:
         assert worker is not None
         scores = np.ones(len(records))
+        begins = self._begins(worker)
         for asked in range(len(self.questions)):
             pieces = [self._prompt(worker, record, asked) for record in records]
             for number, hidden, _ in worker.states(pieces):
                 with torch.no_grad():
                     logits = worker.loss.split.logits(hidden[-1:])[0].float().cpu()
-                yes, no = (torch.logsumexp(logits[self._tokens(worker, words)], 0) for words in (YES, NO))
+                yes, no = (torch.logsumexp(logits[tokens], 0) for tokens in begins)
                 scores[number] *= float(torch.sigmoid(yes - no))
         return scores
 
@@ -60,9 +62,21 @@ class YesOrNo(Signal):
         return Encoded(ids, [-100] * len(ids))
 
     @staticmethod
-    def _tokens(worker: Worker, words: tuple[str, ...]) -> list[int]:
-        encoded = [worker.base.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-        return sorted({ids[0] for ids in encoded if len(ids) == 1}) or sorted({ids[0] for ids in encoded})
+    def _begins(worker: Worker) -> list[list[int]]:
+        """Return the tokens that say YES and those that say NO: spellings of one token, or else what spellings begin with.
+
+        Raises:
+            UserError: they begin alike.
+        """
+        found = []
+        for words in (YES, NO):
+            spelled = [worker.base.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+            found.append({ids[0] for ids in spelled if len(ids) == 1} or {ids[0] for ids in spelled})
+        yes, no = found[0] - found[1], found[1] - found[0]
+        if not yes or not no:
+            raise UserError("the judge's tokens do not tell YES from NO", field="examples.by_model",
+                            expected="a model to which they begin differently", mend="let another model judge")  # fmt: skip
+        return [sorted(yes), sorted(no)]
 
 
 class Judged(Asking, Ranked):
@@ -77,8 +91,8 @@ class Judged(Asking, Ranked):
         "The highest product of the base's YES probabilities about being on the subject and being worth learning from."
     )
     departs: ClassVar[str] = (
-        "All spellings of YES and NO are summed (the code takes the largest); the second question is asked after a written YES to the first. "
-        "An endpoint gives words: the score is the share of YES."
+        "All spellings of YES and NO are summed (the code takes the largest); the second question, in words of ours, is asked after a written YES to "
+        "the first. An endpoint gives words: the score is the share of YES, and the second question is asked by itself."
     )
 
     subject: str = "the subject of a specialist's training"

@@ -37,7 +37,7 @@ class Languages(ExampleMethod):
     number: Annotated[int, Field(gt=0)] | None = None
     """How many train; left out: all. One more keeps those before, so that a series shows what each adds."""
     exponent: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Shares go with the size of each to this power: 0 equal, 1 as in the pool."""
+    """Shares go with the size of each, in what the budget is counted in, to this power: 0 equal, 1 as in the pool."""
     first: tuple[str, ...] = ()
     """Which come first, in this order (``en``, ``de``, ...; or sources); the others after them, the largest first."""
     among: Literal["language", "source"] = "language"
@@ -49,12 +49,13 @@ class Languages(ExampleMethod):
         groups = {name: mixed[labels[mixed] == name] for name in sorted(set(labels.tolist()))}
         order = self.order(groups)
         kept = order[: self.number]
-        sizes = [len(groups[name]) for name in kept]
-        budget = min(self.about(pool), sum(sizes))
-        shares = proportional_shares([size**self.exponent for size in sizes], budget, sizes)
-        places = interleaved([groups[name] for name in kept], shares)
+        counted = pool.tokens if self.by == "tokens" else np.ones(len(pool), dtype=np.int64)
+        sizes = [int(counted[groups[name]].sum()) for name in kept]
+        shares = proportional_shares([size**self.exponent for size in sizes], self.budget(pool), sizes)
+        places = interleaved([groups[name] for name in kept], shares, counted)
         rest = [place for name in order[len(kept) :] for place in groups[name].tolist()]
-        pool.notes.append("shares: " + ", ".join(f"{name} {share:,}" for name, share in zip(kept, shares, strict=True)))
+        told = ", ".join(f"{name} {share:,}" for name, share in zip(kept, shares, strict=True))
+        pool.notes.append(f"shares in {self.by}: {told}")
         counts = {name: float(len(own)) for name, own in groups.items()}
         return Choice(
             self.fill(pool, [*places, *rest]), {f"records of its {self.among}": np.array([counts[one] for one in labels])}
@@ -81,9 +82,12 @@ class Languages(ExampleMethod):
         return [*dict.fromkeys(self.first), *rest]
 
 
-def interleaved(groups: list[Array], shares: list[int]) -> list[int]:
-    """Return all places of some groups so that every beginning of the result is shared as the whole is; what exceeds the shares comes last."""
-    keyed = [((rank + 0.5) / share, number, place) for number, (own, share) in enumerate(zip(groups, shares, strict=True))
-             for rank, place in enumerate(own[:share].tolist())]  # fmt: skip
-    rest = [place for own, share in zip(groups, shares, strict=True) for place in own[share:].tolist()]
-    return [place for _, _, place in sorted(keyed)] + rest
+def interleaved(groups: list[Array], shares: list[int], sizes: Array) -> list[int]:
+    """Return all places of some groups so that every beginning of the result is shared as the whole is; what exceeds the shares comes last.
+
+    Args:
+        shares: of each group, in what ``sizes`` counts. sizes: of each record of the pool, ``(records,)`` int64.
+    """
+    middles = [(np.cumsum(sizes[own]) - sizes[own] / 2) / max(share, 1e-9) for own, share in zip(groups, shares, strict=True)]
+    found: list[int] = np.concatenate(groups)[np.argsort(np.concatenate(middles), kind="stable")].tolist()
+    return found

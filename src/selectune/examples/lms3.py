@@ -72,9 +72,10 @@ def nearest_and_steady(distances: Array, steadiness: Array, accepted: float) -> 
     does; both ``(records,)``.
 
     Args:
-        distances: ``(targets, records)``. steadiness: ``(records,)``. accepted: share of the records, the nearest, that a target accepts.
+        distances: ``(targets, records)``. steadiness: ``(records,)``. accepted: share of the records, the nearest, that a target accepts; one at
+            least, unless it is 0.
     """
-    count = int(accepted * distances.shape[1])
+    count = max(1, round(accepted * distances.shape[1])) if accepted else 0
     taken = np.zeros(distances.shape, dtype=bool)
     if count:
         np.put_along_axis(taken, np.argsort(distances, axis=1, kind="stable")[:, :count], True, axis=1)
@@ -95,7 +96,7 @@ class SimilarAndStable(Ranked):
     )
     departs: ClassVar[str] = (
         "A demonstration's score becomes a choice of training records: each counts with its best target question. The last real token is read and "
-        "the key matrix transposed, as the paper writes and its code does not."
+        "the key matrix transposed, as the paper writes and its code does not. A target question accepts one record at least."
     )
     needs_target: ClassVar[bool] = True
 

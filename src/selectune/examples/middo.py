@@ -72,7 +72,8 @@ class DynamicOptimisation(Asking, ExampleMethod):
     )
     departs: ClassVar[str] = (
         "Quality is instruction-following difficulty unless the model is to rate itself; the tuned model is a short trial. A new question beside a "
-        "lonely one stands in for the pool's most crowded record, so that the size stays. Records with a closed set of answers are not rewritten; "
+        "lonely one stands in for the pool's most crowded record, so that the size stays. A record that is both too hard and of low quality is "
+        "asked for in simpler words alone. Records with a closed set of answers are not rewritten; "
         "what stays flagged comes last. The base writes where no other model is named. Where nothing is written, a lonely record weighs double."
     )
     changes: ClassVar[bool] = True
@@ -80,7 +81,7 @@ class DynamicOptimisation(Asking, ExampleMethod):
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the pool that trains."""
     rounds: Annotated[int, Field(gt=0)] = 1
-    """Of diagnosis and repair (the paper: several)."""
+    """Of diagnosis and repair (the paper: several); where records are dropped, one."""
     spread: Annotated[float, Field(ge=0)] = 1.0
     """Standard deviations from the mean at which a record is flagged (m)."""
     neighbours: Annotated[int, Field(gt=0)] = 2

@@ -34,8 +34,9 @@ class Refined(Embedded):
     )
     summary: ClassVar[str] = "k-means groups sampled in rounds; between rounds a short training re-weighs the groups."
     departs: ClassVar[str] = (
-        "A group's score is exp(loss before - loss after) of its chosen records, averaged, instead of a reward model's "
-        "difference; a group without a chosen record has the mean score."
+        "A group's score is exp(loss before - loss after) of the records that it gave in the round, averaged, instead of a reward model's "
+        "difference; a group that gave none has the mean score. Groups give their shares exactly instead of being drawn by them, and there are at "
+        "most half as many as records are chosen."
     )
 
     clusters: Annotated[int, Field(gt=0)] = 64
@@ -56,21 +57,21 @@ class Refined(Embedded):
         free = [[place for place in order.tolist() if labels[place] == group] for group in groups]
         chosen: list[int] = []
         for number in range(self.rounds):
-            more = round(count * (number + 1) / self.rounds) - len(chosen)
+            more, known = round(count * (number + 1) / self.rounds) - len(chosen), len(chosen)
             for group, share in enumerate(proportional_shares(weights.tolist(), more, [len(left) for left in free])):
                 chosen += free[group][:share]
                 free[group] = free[group][share:]
             if number < self.rounds - 1 and chosen:
-                weights = self._weigh(pool, chosen, labels, groups, weights)
-        rest = [place for place in order.tolist() if place not in set(chosen)]
-        shares = np.array([weights[groups.index(label)] for label in labels.tolist()])
+                weights = self._weigh(pool, chosen, chosen[known:], labels, groups, weights)
+        rest = order[np.isin(order, chosen, invert=True)]
+        shares = weights[np.searchsorted(groups, labels)]
         return Choice(self.fill(pool, [*chosen, *rest]), {"cluster": labels.astype(np.float64), "share of its cluster": shares})
 
-    def _weigh(self, pool: Pool, chosen: list[int], labels: Array, groups: list[int], weights: Array) -> Array:
-        records = [pool.records[place] for place in chosen]
-        before = measure(pool, ResponseLoss())
-        after = losses_after(pool, trained_copy(pool, self.steps, self.learning_rate, records))
-        drop = np.exp(before - after)
-        own = [[place for place in chosen if labels[place] == group and np.isfinite(drop[place])] for group in groups]
-        scores = np.array([drop[places].mean() if places else np.nan for places in own])
+    def _weigh(self, pool: Pool, chosen: list[int], new: list[int], labels: Array, groups: list[int], weights: Array) -> Array:
+        """Return the groups' next shares: the base learns what is chosen, and what is new of it tells how well."""
+        learnt, told = ([pool.records[place] for place in places] for places in (chosen, new))
+        after = losses_after(pool.of(told), trained_copy(pool, self.steps, self.learning_rate, learnt))
+        drop = np.exp(measure(pool, ResponseLoss(), told) - after)
+        own = [drop[(labels[new] == group) & np.isfinite(drop)] for group in groups]
+        scores = np.array([some.mean() if len(some) else np.nan for some in own])
         return reweighed(weights, np.where(np.isfinite(scores), scores, np.nanmean(scores) if np.isfinite(scores).any() else 1.0))

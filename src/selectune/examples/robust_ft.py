@@ -14,6 +14,7 @@ from pydantic import Field
 
 from selectune.data.chat import Encoded
 from selectune.data.records import Message, Record
+from selectune.evaluation.target import extract_answer
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.asking import FORMAT, answered, final, put, question, questions_only, same, solved
 from selectune.examples.factors.likely_labels import OfLabels
@@ -69,8 +70,9 @@ class RobustFineTuning(Asking, Embedded):
     departs: ClassVar[str] = (
         "A budget ends the order clean, relabelled (surest first), doubtful as they were; the paper drops the doubtful. Where the run's base "
         "answers for itself, the doubtful come before the relabelled: what it does not know is not taken for noise. Answers agree when the words "
-        "of one are among the other's; where a model on this machine answers, a record's own choice must be the likeliest instead. The run's "
-        "base judges how likely an answer is, also where an endpoint or another model gave it."
+        "of one are among the other's, final answers where they are marked; where a model on this machine answers, a record's own choice must be "
+        "the likeliest instead. The review is shown final answers and no reasoning. The run's base judges how likely an answer is, also where an "
+        "endpoint or another model gave it."
     )
     changes: ClassVar[bool] = True
 
@@ -93,7 +95,7 @@ class RobustFineTuning(Asking, Embedded):
         direct, reasoned = (_finals(self._ask(made, pool, form, written)) for form in (DIRECT, REASONED))
         agreed = {place for place, own in likeliest.items() if own} | {
             place for place in written
-            if all(same(pool.records[place], said[place], pool.records[place].response) for said in (direct, reasoned))
+            if all(same(pool.records[place], said[place], _wanted(pool.records[place])) for said in (direct, reasoned))
         }  # fmt: skip
         clean, noisy = ([place for place in everyone if (place in agreed) == wanted] for wanted in (True, False))
         reasoned |= _finals(self._ask(made, pool, REASONED, [place for place in noisy if place in likeliest]))
@@ -172,6 +174,11 @@ class RobustFineTuning(Asking, Embedded):
             some = np.array([bool(text) for text in _finals(said).values()])
             found[list(said)] = np.where(some & np.isfinite(losses), losses, np.inf)
         return found
+
+
+def _wanted(record: Record) -> str:
+    """Return what an answer must agree with: a record's choice, or the final answer of its response."""
+    return record.response if record.choices else extract_answer(record.response)
 
 
 def _finals(said: dict[int, Record]) -> dict[int, str]:

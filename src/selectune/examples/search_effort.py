@@ -15,6 +15,7 @@ from pydantic import Field
 
 from selectune.data.records import Message, Record
 from selectune.evaluation.target import answers_match
+from selectune.examples.factors.asking import final, put, question, questions_only, same
 from selectune.examples.method import Array, Ranked
 from selectune.examples.pool import Pool
 from selectune.inference.responder import Asking, Responder, responder
@@ -53,9 +54,9 @@ class Search:
         needed = np.full(len(records), self.attempts + 1)
         for attempt in range(self.attempts):
             open_ = np.flatnonzero(needed > self.attempts).tolist()
-            said = self._ask([list(records[number].prompt) for number in open_], attempt, 0)
+            said = self._ask([list(_asked(records[number])) for number in open_], attempt, 0)
             for number, (answer,) in zip(open_, said, strict=True):
-                if answers_match(answer, records[number].response):
+                if right(records[number], answer):
                     needed[number] = attempt + 1
         return needed
 
@@ -81,7 +82,7 @@ class Search:
                 for number, (step,) in zip(walking, self._next(records, ends, walking, attempt, depth, 1), strict=True):
                     ends[number].steps = (*ends[number].steps, step)
             for number in open_:
-                if answers_match("\n".join(ends[number].steps), records[number].response):
+                if right(records[number], "\n".join(ends[number].steps)):
                     needed[number] = attempt + 1
                 above: Node | None = leaves[number]
                 while above is not None:
@@ -108,6 +109,16 @@ class Search:
         )
 
 
+def right(record: Record, text: str) -> bool:
+    """Whether a text ends in a record's answer; of choices, in the same one, by its words or its letter."""
+    return same(record, final(text), record.response) if record.choices else answers_match(text, record.response)
+
+
+def _asked(record: Record) -> tuple[Message, ...]:
+    """Return a record's conversation up to its question, with the choices."""
+    return put(record, question(record))
+
+
 def _least_visited(root: Node) -> Node:
     """Return the leaf that is reached by taking the least visited branch each time, the first of several."""
     node = root
@@ -118,8 +129,8 @@ def _least_visited(root: Node) -> Node:
 
 def _with_steps(record: Record, steps: tuple[str, ...]) -> list[Message]:
     """Return a record's prompt, with the steps so far under its question."""
-    turns = [message for message in record.prompt if message.role != "system"]
-    if not steps or not turns:
+    turns = [message for message in _asked(record) if message.role != "system"]
+    if not steps:
         return turns
     return [*turns[:-1], Message(turns[-1].role, turns[-1].content + "\n\nSteps so far:\n" + "\n".join(steps))]
 
@@ -155,6 +166,7 @@ class SearchEffort(Ranked, Asking):
     """Where records come that were never answered rightly."""
 
     def score(self, pool: Pool) -> dict[str, Array]:
+        questions_only(pool.records, self.name)
         each = dict(sorted(zip(pool.keys, pool.records, strict=True), key=lambda pair: pair[0]))
         search = Search(responder(self, pool), self.attempts, self.temperature, self.answer_tokens, pool.seed)
         found = (search.answers if self.how == "answers" else search.tree)(list(each.values()))

@@ -6,6 +6,7 @@ Knows: how a pool is read, chosen from and written. Does not know: any method.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Questions:
     read: int
     """Tokens of the prompts, about."""
     written: int
-    """Tokens of the answers, at most."""
+    """Tokens of their answers, at most."""
     cost: float | None
     """By the method's prices; none where it has none."""
 
@@ -70,10 +71,19 @@ def choose_examples(
 
     if engine not in ("local", "ray"):
         raise UserError(f"unknown engine '{engine}'", field="engine", expected="local or ray")
-    for place in (out, scores):
-        if place is not None and not Path(place).absolute().parent.is_dir():
+    written_to = [Path(place) for place in (out, scores) if place is not None]
+    for place in written_to:
+        if not place.absolute().parent.is_dir():
             raise UserError("its folder does not exist", file=place, mend="make it, or name another file")
+        if place.is_dir():
+            raise UserError("is a folder", file=place, mend="name a file")
+        if not os.access(place.absolute().parent, os.W_OK):
+            raise UserError("its folder cannot be written", file=place, mend="name another file")
     made, pool = _method_and_pool(data, method, target, base, folder, columns, seed, quiet, settings)
+    read = {Path(source).resolve() for source in {record.source for record in [*pool.records, *pool.target]}}
+    for place in written_to:
+        if place.resolve() in read:
+            raise UserError("is read, and would be overwritten", file=place, mend="name another file, with --out or --scores")
     pool.engine = engine
     choice = made.select(pool)
     kept = list(choice.as_they_train(pool.records).values())
@@ -86,7 +96,7 @@ def choose_examples(
             write_atomically(Path(out), "".join(json.dumps(_as_chat(record), ensure_ascii=False) + "\n" for record in kept))
     if scores is not None:
         with written(scores):
-            write_scores(Path(scores), pool, choice.signals, choice.places, choice.reasons)
+            write_scores(Path(scores), pool, choice.signals, list(choice.as_they_train(pool.records)), choice.reasons)
     return Selected(len(pool), len(kept), int(pool.of(kept).tokens.sum()), pool.notes, kept)
 
 
@@ -104,7 +114,7 @@ def count_questions(
 ) -> Questions:
     """Return what :func:`choose_examples` would ask a model that it has not asked yet; no model answers and nothing is chosen.
 
-    Questions that follow from answers are those that follow from empty ones. What the base measures is measured.
+    Answers are empty, so questions that follow from answers are not counted. What the base measures is measured.
 
     Raises:
         UserError: as choosing would.
@@ -126,6 +136,8 @@ def _method_and_pool(
     from selectune.examples.pool import Pool
     from selectune.models import bf16_is_fast, load_base
 
+    if not 0 <= seed < 2**32:
+        raise UserError(f"{seed} is no seed", field="seed", expected=f"0 to {2**32 - 1}")
     values = dict(method) if isinstance(method, dict) else catalogue.create("examples", method, "method").describe()
     made = catalogue.create("examples", values | settings, "method")
     records = read_pool(data, columns or {})

@@ -1,13 +1,14 @@
 """Scores that a base gives its own training data: the family that random selection was found hard to tell from.
 
 Knows: the loss of a response, its ratio with and without the prompt (IFD), and how little a record adds to a compressed choice (ZIP).
-Does not know: the target.
+Does not know: the target. Left out: a rating that the base gives in a token and how sure it is of it (SelectIT).
 """
 
 from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -17,12 +18,15 @@ from pydantic import Field
 from selectune.data.duplicates import content
 from selectune.examples.among_answers import AmongAnswers, one_each
 from selectune.examples.factors.normalise import percentile_ranks
+from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.longest import response_tokens
 from selectune.examples.method import Array, Choice, ExampleMethod, Ranked
 from selectune.examples.pool import Pool
 
+WINDOW = 1 << 15
+"""Bytes that zlib looks back."""
 _PAPER = "Rethinking Data Selection at Scale: Random Selection is Almost All You Need, 2024, arXiv 2410.09335"
 
 
@@ -90,25 +94,28 @@ class Compression(ExampleMethod):
     def choose(self, pool: Pool) -> Choice:
         texts = [content(record).encode() for record in pool.records]
         ratios = np.array([self._ratio(text) for text in texts])
-        own, rank = ratios.copy(), np.empty(len(texts), dtype=np.int64)
+        at_most, picked = range(self.needed(pool)), self._picked(pool, texts, ratios.copy())
+        places = [place for _, place in zip(watched(at_most, "records", pool.quiet), picked, strict=False)]
+        return Choice(np.array(places, dtype=np.int64), {"compression ratio": ratios})
+
+    def _picked(self, pool: Pool, texts: list[bytes], ratios: Array) -> Iterator[int]:
+        """Yield places until no record that is left would still fit; ``ratios`` are the last known ones, and are kept so."""
+        sizes = pool.tokens if self.by == "tokens" else np.ones(len(texts), dtype=np.int64)
+        rank = np.empty(len(texts), dtype=np.int64)
         rank[pool.order] = np.arange(len(texts))
-        chosen: list[int] = []
-        held, taken = b"", np.zeros(len(texts), dtype=bool)
-        wanted = self.needed(pool)
-        spent, budget = 0, self.budget(pool)
-        while len(chosen) < wanted and (self.by == "records" or spent < budget):
-            open_ = np.flatnonzero(~taken)
-            pot = open_[np.lexsort((rank[open_], ratios[open_]))][: self.first]
-            ratios[pot] = [self._ratio(held[-(1 << 15) :] + texts[place]) for place in pot.tolist()]
-            pot = pot[np.lexsort((rank[pot], ratios[pot]))][: self.second].tolist()
-            for _ in range(min(self.third, len(pot), wanted - len(chosen))):
-                place = min(pot, key=lambda place: (self._ratio(held[-(1 << 15) :] + texts[place]), rank[place]))
-                pot.remove(place)
-                chosen.append(place)
-                taken[place] = True
-                held += texts[place]
-                spent += int(pool.tokens[place]) if self.by == "tokens" else 0
-        return Choice(self.fill(pool, chosen), {"compression ratio": own})
+        open_, left, held = sizes > 0, self.budget(pool), b""
+        while len(fitting := np.flatnonzero(open_ & (sizes <= left))):
+            pot = fitting[np.lexsort((rank[fitting], ratios[fitting]))][: self.first]
+            ratios[pot] = [self._ratio(held + texts[place]) for place in pot.tolist()]
+            best = pot[np.lexsort((rank[pot], ratios[pot]))][: self.second].tolist()
+            for _ in range(self.third):
+                if not (best := [place for place in best if open_[place] and sizes[place] <= left]):
+                    break
+                place = min(best, key=lambda place: (self._ratio(held + texts[place]), rank[place]))
+                yield place
+                open_[place] = False
+                left -= int(sizes[place])
+                held = (held + texts[place])[-WINDOW:]
 
     @staticmethod
     def _ratio(text: bytes) -> float:

@@ -44,7 +44,8 @@ class SkillGraph(Embedded, Asking):
     departs: ClassVar[str] = (
         "The target's records are the reference. Skills are phrases that are telling of them unless a model names them. The paper adds "
         "similarities up through the graph's adjacency matrix; whether as sums or as products of pairs is not known (its code was never released). "
-        "Here a pair counts by the product of both similarities, and a record by its nearest skills alone."
+        "Here a pair counts by the product of both similarities, and a record by its nearest skills alone. Vectors are a "
+        "sentence encoder's unless the base's own are asked for."
     )
     needs_target: ClassVar[bool] = True
 

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from selectune.data.records import Record
+from selectune.errors import UserError
 from selectune.examples.factors import divergence
 from selectune.examples.factors.signals import OwnEmbedding, SentenceEmbedding, Signal, text_of
 from selectune.examples.factors.store import measure
@@ -91,11 +92,18 @@ def distances(
 
 def transfer(pool: Pool, sources: Sources, target: list[Record], trying: Trying) -> dict[str, float]:
     """Return what training on each source, then on half of the target, leaves of the target's other half: the geometric mean probability of
-    its response tokens. :data:`NONE` is the target alone."""
+    its response tokens. :data:`NONE` is the target alone.
+
+    Raises:
+        UserError: the target has no two records of which something trains.
+    """
     from selectune.parameters.factors.trial import loss_on
 
-    by_content = sorted(target, key=lambda record: record.key)
-    learnt, held = by_content[::2], by_content[1::2] or by_content
+    by_content = sorted((record for record in target if pool.encoder.encode(record)), key=lambda record: record.key)
+    learnt, held = by_content[::2], by_content[1::2]
+    if not held:
+        raise UserError("transfer is trained on half of the target and scored on the other", field="target",
+                        expected="at least two records of which something trains", mend="give more, or rank by another measure")  # fmt: skip
     found = {}
     for name, records in {NONE: [], **sources}.items():
         model = _continued(pool, pool.base.model, records, trying.steps, trying) if records else pool.base.model
@@ -242,9 +250,12 @@ class IntermediateTasks(WholeSources):
         "The few sources nearest to the target by the means of their embeddings (or another ranking of tasks)."
     )
     departs: ClassVar[str] = (
-        "Means leave each text's first token out (it dominates a causal model's); Fisher information is squared record by record, where the paper's "
-        "code squares the gradient of a batch, and is of weights alone, not of layers' outputs; a short training of the blocks stands for trained "
-        "adapters. A kept source that is no better than none (known by few_shot alone) is named and still kept."
+        "Means are of texts' vectors at unit length, which leave each text's first token out (it dominates a causal model's), and from three sets "
+        "(two sources and the target) on are taken around the mean of the sets' means. Fisher information is squared record by record, where the "
+        "paper's code squares the gradient of a batch, and is of weights alone, not of layers' outputs; a short training of the blocks stands for "
+        "trained adapters, and no neighbours or linear models on frozen features rank sources. A pool of one file is put into groups that stand for "
+        "sources. A source and then the target train within `few_shot` alone; what is chosen trains as the run does. A kept source that is no "
+        "better than none (known by few_shot alone) is named and still kept."
     )
 
     ranking: Ranker = "text_embedding"

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from selectune.data.records import Record
 from selectune.examples.diverse import Embedded
-from selectune.examples.factors.strata import fair_shares, k_means, round_robin
+from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
 from selectune.examples.factors.tagging import asked_tags, merged
 from selectune.examples.method import Array, Choice, ranked
 from selectune.examples.pool import Pool
@@ -77,7 +77,8 @@ class Tagged(Asking, Embedded):
     )
     summary: ClassVar[str] = "Complexity-first diverse sampling over tags."
     departs: ClassVar[str] = (
-        "Unless a model is asked, tags are clusters at three scales, the question's first words and the answer's form. Asked tags are not stemmed. "
+        "Unless a model is asked, tags are clusters at three scales, the question's first words and the answer's form. Asked tags are not stemmed, "
+        "and rules between pairs of them, the surest first, stand for those of FP-growth. "
         "Records without tags, which the paper never takes, fill a budget that is larger than the tagged ones."
     )
 
@@ -93,7 +94,7 @@ class Tagged(Asking, Embedded):
             tagged = merged(asked_tags(responder(self, pool), pool.records), self.least)
         else:
             tagged = tags(pool, self.embed(pool), self.scales, self.least)
-        chosen = complexity_first(tagged, pool.order, len(pool))
+        chosen = complexity_first(tagged, pool.order, self.needed(pool))
         kept = set(chosen)
         rest = [place for place in pool.order.tolist() if place not in kept]
         signals = {"tags": np.array([len(own) for own in tagged], dtype=np.float64)}
@@ -111,7 +112,8 @@ class Strata(Embedded):
         "For each skill (group of questions) the most typical records, evenly over answer styles, rare styles first."
     )
     departs: ClassVar[str] = (
-        "Skills are clusters, a score is closeness to the centre, styles are found by form: no scoring model."
+        "Skills are clusters, so that a record has one, a score is closeness to the centre, styles are found by form: no scoring model. Shares "
+        "are of records; for a budget of tokens skills take turns, and styles within them."
     )
 
     clusters: Annotated[int, Field(gt=0)] = 8
@@ -121,26 +123,46 @@ class Strata(Embedded):
         vectors = self.embed(pool)
         labels, centres = k_means(vectors, self.clusters, pool.seed, pool.order)
         closeness = (vectors * centres[labels]).sum(1)
-        form = ["+".join(sorted(set(style(record)) - {"short", "middle", "long"})) or "plain" for record in pool.records]
+        forms = [set(style(record)) - {"short", "middle", "long"} or {"plain"} for record in pool.records]
         ranking = ranked(pool, closeness)
-        groups: dict[tuple[int, str], list[int]] = {}
-        for place in ranking.tolist():
-            groups.setdefault((int(labels[place]), form[place]), []).append(place)
-        budget, chosen = self.about(pool), []
-        skills = sorted({skill for skill, _ in groups})
-        shares = fair_shares([sum(len(g) for (s, _), g in groups.items() if s == skill) for skill in skills], budget)
-        for skill, share in zip(skills, shares, strict=True):
-            own = [np.array(group) for (s, _), group in sorted(groups.items()) if s == skill]
-            chosen.append(round_robin(own, fair_shares([len(group) for group in own], share))[:share])
-        places = [place for part in chosen for place in part.tolist()]
-        rest = [place for place in ranking.tolist() if place not in set(places)]
+        skills = members(labels, ranking)
+        shares = fair_shares([len(skill) for skill in skills], self.about(pool))
+        chosen = [best_of_styles(skill.tolist(), forms, share) for skill, share in zip(skills, shares, strict=True)]
+        places = round_robin(chosen, shares).tolist()
+        kept = set(places)
+        rest = [place for place in ranking.tolist() if place not in kept]
         return Choice(self.fill(pool, [*places, *rest]), {"closeness": closeness, "skill": labels.astype(np.float64)})
+
+
+def best_of_styles(ranking: list[int], forms: list[set[str]], share: int) -> Array:
+    """Return so many places of a ranking, evenly over styles in turn; the rarest style takes first, and what it lacks goes to the others.
+
+    A record with several styles serves one of them.
+
+    Args:
+        forms: the styles of each record of the pool, at least one.
+    """
+    groups: dict[str, list[int]] = {}
+    for place in ranking:
+        for form in sorted(forms[place]):
+            groups.setdefault(form, []).append(place)
+    served: dict[str, list[int]] = {form: [] for form in sorted(groups, key=lambda form: (len(groups[form]), form))}
+    left, free = share, set(ranking)
+    while left and free:
+        open_ = [form for form in served if not free.isdisjoint(groups[form])]
+        for done, form in enumerate(open_):
+            best = [place for place in groups[form] if place in free][: left // (len(open_) - done)]
+            served[form] += best
+            free.difference_update(best)
+            left -= len(best)
+    return round_robin([np.array(own, dtype=np.int64) for own in served.values()], [len(own) for own in served.values()])
 
 
 def quotas_filled(vectors: Array, rare_first: list[Array], budget: int, seed: int) -> list[int]:
     """Return places: of each tag an equal quota, the records nearest to its clusters' centres; the quota rises until the budget is used up.
 
-    A record counts for all its tags. After each rise every tag has its quota, or all of its records; the last may go beyond the budget.
+    A tag has as many clusters as its quota; those in which a record is chosen already are passed over. A record counts for all its tags. After
+    each rise every tag has its quota, or all of its records; the last may go beyond the budget.
 
     Args:
         vectors: ``(records, d)``. rare_first: the places of each tag's records, the rarest tag first.
@@ -151,12 +173,15 @@ def quotas_filled(vectors: Array, rare_first: list[Array], budget: int, seed: in
     while len(chosen) < budget and (open_ := [own for own in rare_first if not kept[own].all()]):
         quota += max(1, (budget - len(chosen)) // len(open_))
         for own in open_:
-            wanted = min(quota, len(own)) - int(kept[own].sum())
+            share = min(quota, len(own))
+            wanted = share - int(kept[own].sum())
             if wanted > 0:
-                _, centres = k_means(vectors[own], wanted, seed)
-                for centre in islice(cycle(centres), wanted):  # equal vectors make fewer centres than are wanted
+                labels, centres = k_means(vectors[own], share, seed)
+                served = set(labels[kept[own]].tolist())
+                first = sorted(range(len(centres)), key=lambda cluster: cluster in served)
+                for cluster in islice(cycle(first), wanted):  # equal vectors make fewer centres than are wanted
                     free = own[~kept[own]]
-                    chosen.append(int(free[(vectors[free] @ centre).argmax()]))
+                    chosen.append(int(free[(vectors[free] @ centres[cluster]).argmax()]))
                     kept[chosen[-1]] = True
     return chosen
 
@@ -170,8 +195,9 @@ class RareFirst(Embedded):
         "Tags from rare to frequent; of each the records nearest to its clusters' centres, unless enough of it is there already."
     )
     departs: ClassVar[str] = (
-        "Units are tags of text records (clusters, questions' first words, answers' forms) instead of objects in pictures; what the tags' quotas "
-        "leave of the budget raises them."
+        "Units are tags of text records (clusters, questions' first words, answers' forms) instead of objects in pictures. A tag's records are "
+        "clustered by the vectors of whole records, not of what bears the tag: for objects that is the paper's control. What the tags' quotas leave "
+        "of the budget raises them."
     )
 
     scales: tuple[int, ...] = (32,)

@@ -21,6 +21,9 @@ from selectune.examples.factors.transport import calibrated_gradient, potentials
 from selectune.examples.method import Array, Choice, ExampleMethod, ranked
 from selectune.examples.pool import Pool
 
+ROUNDING = 1e-6
+"""Vectors that are no longer than this are the rounding of zero."""
+
 
 class Nearest(Embedded):
     """The records most like one of the target's."""
@@ -67,7 +70,9 @@ class TransportGradient(Embedded):
             gradient[some] = largest * calibrated_gradient(source)
             rough += not exact
         if rough:
-            pool.notes.append(f"transport of {rough} of {parts} blocks did not settle: its gradient is rough (raise `regularisation`)")
+            pool.notes.append(
+                f"transport of {rough} of {parts} blocks did not settle: its gradient is rough (raise `regularisation`)"
+            )
         return Choice(self.fill(pool, ranked(pool, gradient, highest_first=False)), {"transport gradient": gradient})
 
 
@@ -87,7 +92,7 @@ def least_uncertain(vectors: Array, targets: Array, count: int, noise: float, re
     taken = np.zeros(len(vectors), dtype=bool)
     places, variances = [], []
     for _ in range(count if repeat else min(count, len(vectors))):
-        gains = (cross**2).sum(1) / (own + noise)
+        gains = np.einsum("ij,ij->i", cross, cross) / (own + noise)
         place = int(np.where(taken & (not repeat), -np.inf, gains).argmax())
         places.append(place)
         taken[place] = True
@@ -96,10 +101,23 @@ def least_uncertain(vectors: Array, targets: Array, count: int, noise: float, re
         moved = covariance @ vectors[place]
         scale = own[place] + noise
         along = vectors @ moved
-        cross = cross - np.outer(along, targets @ moved) / scale
+        cross -= np.outer(along, targets @ moved / scale)
         own = np.maximum(own - along**2 / scale, 0)
         covariance -= np.outer(moved, moved) / scale
     return np.array(places, dtype=np.int64), np.array(variances)
+
+
+def around_their_mean(vectors: Array, wanted: Array, order: Array) -> tuple[Array, Array]:
+    """Return some vectors and others less the mean of the first, at unit length; what lies at the mean is zero, and all stay where all the first do.
+
+    Args:
+        vectors: ``(n, d)``, unit length. wanted: ``(m, d)``, unit length. order: the places whose mean it is.
+    """
+    mean = vectors[order].mean(0, dtype=np.float64).astype(vectors.dtype)
+    own, others = (
+        np.where(np.linalg.norm(moved, axis=1, keepdims=True) > ROUNDING, moved, 0) for moved in (vectors - mean, wanted - mean)
+    )
+    return (unit(own), unit(others)) if own[order].any() else (vectors, wanted)
 
 
 class LeastUncertain(Embedded):
@@ -113,7 +131,8 @@ class LeastUncertain(Embedded):
     )
     departs: ClassVar[str] = (
         "Vectors are centred (those of small models all lie near each other); records that point away from every prompt come last, where the "
-        "paper squares and so welcomes them; one choice for all prompts; no record twice."
+        "paper squares and so welcomes them; one choice for all prompts, from the whole pool instead of each prompt's 200 nearest, and as large as "
+        "the budget: the rule by which a prompt's steps stop is that of answering one question; no record twice."
     )
     needs_target: ClassVar[bool] = True
 
@@ -124,10 +143,9 @@ class LeastUncertain(Embedded):
 
     def choose(self, pool: Pool) -> Choice:
         vectors, wanted = self.embed(pool), measure(pool, self.signal(), pool.target)
-        if self.centre:
-            mean = vectors[pool.order].mean(0)
-            vectors, wanted = unit(vectors - mean), unit(wanted - mean)
         order = pool.order
+        if self.centre:
+            vectors, wanted = around_their_mean(vectors, wanted, order)
         likeness = (vectors[order] @ wanted.T).max(1)
         near, far = order[likeness > 0], order[np.argsort(-likeness, kind="stable")][(likeness > 0).sum() :]
         places, left = least_uncertain(vectors[near], wanted, self.needed(pool), self.noise)

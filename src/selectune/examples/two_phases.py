@@ -19,7 +19,6 @@ from pydantic import Field
 from selectune.data.duplicates import content, drop_exact, drop_near
 from selectune.data.records import Record
 from selectune.examples.diverse import Embedded
-from selectune.examples.factors.normalise import percentile_ranks
 from selectune.examples.method import Array, Choice, ranked
 from selectune.examples.pool import Pool
 from selectune.examples.tags import tags
@@ -37,7 +36,8 @@ class TwoPhases(Embedded):
     summary: ClassVar[str] = "Importance resampling toward the target; then records of rare tags, or that stay hard, are added."
     departs: ClassVar[str] = (
         "Selection alone: nothing is evolved or synthesised, and both phases train together. One filter for all areas (the paper mixes several); "
-        "tags are found without a model; shares and percentiles are ours."
+        "tags are found without a model; shares and percentiles are ours, and what ties with the last hard record is hard. "
+        "Copies come last."
     )
     needs_target: ClassVar[bool] = True
 
@@ -55,26 +55,25 @@ class TwoPhases(Embedded):
     """Of the short training."""
 
     def choose(self, pool: Pool) -> Choice:
-        logs = log_importance(pool.records, pool.target, self.buckets)
-        drawn = ranked(pool, logs - np.log(-np.log(np.clip(pool.uniform("importance"), 1e-300, 1 - 1e-16))))
         kept = without_duplicates(pool)
-        distinct = drawn[kept[drawn]]
-        count = min(round(self.foundation * self.about(pool)), len(distinct))
-        first = distinct[:count]
-        records = [pool.records[place] for place in (first if count else drawn[:1])]
-        losses = losses_after(pool, trained_copy(pool, self.steps, self.learning_rate, records))
-        tagged = tags(pool, self.embed(pool), self.scales, least=1)
-        seeds = long_tail(tagged, self.rare) | (percentile_ranks(losses) >= 1 - self.rare)
-        rest = np.isin(np.arange(len(pool)), first, invert=True)
-        hardest = ranked(pool, losses)
-        second = hardest[(rest & kept & seeds)[hardest]]
-        others = hardest[(rest & kept & ~seeds)[hardest]]
-        phase = np.full(len(pool), np.nan)
-        phase[first], phase[second] = 1, 2
+        distinct = np.flatnonzero(kept)
+        once = pool.of([pool.records[place] for place in distinct.tolist()])
+        logs = log_importance(once.records, pool.target, self.buckets)
+        drawn = ranked(once, logs - np.log(-np.log(np.clip(once.uniform("importance"), 1e-300, 1 - 1e-16))))
+        first = drawn[: round(self.foundation * self.about(pool))]
+        records = [once.records[place] for place in (first if len(first) else drawn[:1]).tolist()]
+        losses = losses_after(once, trained_copy(once, self.steps, self.learning_rate, records))
+        seeds = long_tail(tags(once, self.embed(once), self.scales, least=1), self.rare) | hardest(losses, self.rare)
+        rest = np.isin(np.arange(len(once)), first, invert=True)
+        by_loss = ranked(once, losses)
+        second, others = by_loss[(rest & seeds)[by_loss]], by_loss[(rest & ~seeds)[by_loss]]
         weights = np.exp(logs - logs.max())
+        phase, importance, loss = np.full(len(pool), np.nan), np.zeros(len(pool)), np.full(len(pool), np.nan)
+        phase[distinct[first]], phase[distinct[second]] = 1, 2
+        importance[distinct], loss[distinct] = weights / weights.sum(), losses
         return Choice(
-            self.fill(pool, [*first, *second, *others, *drawn[~kept[drawn]]]),
-            {"phase": phase, "importance": weights / weights.sum(), "loss after the first phase": losses},
+            self.fill(pool, [*distinct[first], *distinct[second], *distinct[others], *pool.order[~kept[pool.order]]]),
+            {"phase": phase, "importance": importance, "loss after the first phase": loss},
         )
 
 
@@ -109,6 +108,12 @@ def without_duplicates(pool: Pool) -> Array:
         kept[place] = id(record) in once
         once.discard(id(record))
     return kept
+
+
+def hardest(losses: Array, share: float) -> Array:
+    """Return which records are that share of those with a loss, ``(records,)`` bool; all that tie with the last are."""
+    known = losses[np.isfinite(losses)]
+    return losses >= np.quantile(known, 1 - share) if len(known) else np.zeros(len(losses), dtype=bool)
 
 
 def long_tail(tagged: list[set[str]], percentile: float) -> Array:

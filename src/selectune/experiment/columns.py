@@ -89,12 +89,15 @@ def rate(row: Row) -> str:
 
 
 def beats(sheet: Sheet, row: Row, plan: Plan) -> str:
-    """Say on which side a row is better than random."""
+    """Say on which sides a row is better or worse than random; where it is neither, it cannot be told from it."""
     known = [on for on in (judging.GAIN, judging.FORGETTING) if row.line.name in sheet.against_random[on]]
     if not known:
         return "–"
-    won = [on for on in known if sheet.against_random[on][row.line.name].better(plan.protocol.confidence)]
-    return "both" if len(won) == 2 else won[0] if won else "neither"
+    confidence, against = plan.protocol.confidence, {on: sheet.against_random[on][row.line.name] for on in known}
+    won = [on for on in known if against[on].better(confidence)]
+    lost = [on for on in known if against[on].interval.high < 0 and against[on].p_corrected < 1 - confidence]
+    said = [how + ("both" if len(on) == 2 else on[0]) for how, on in (("", won), ("worse on ", lost)) if on]
+    return ", ".join(said) or "neither"
 
 
 def shown(found: Interval) -> str:

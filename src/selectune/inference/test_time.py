@@ -30,10 +30,9 @@ from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.evaluation.scorer import Scorer
 from selectune.examples import Pool
-from selectune.examples.factors.normalise import unit
 from selectune.examples.factors.signals import SentenceEmbedding
 from selectune.examples.factors.store import measure
-from selectune.examples.toward_target import least_uncertain
+from selectune.examples.toward_target import around_their_mean, least_uncertain
 from selectune.models import bf16_is_fast, load_base
 from selectune.objectives.cross_entropy import CrossEntropy
 from selectune.parameters.selection import Selection
@@ -128,14 +127,14 @@ class Specialist:
         signal = SentenceEmbedding()
         vectors = measure(self._pool, signal)
         wanted = signal.measure(None, [Record("chat", (Message("user", question), Message("assistant", "")))])
-        mean = vectors[self._pool.order].mean(0)
-        places, uncertainty = worth_a_step(unit(vectors - mean), unit(wanted - mean)[0], self._pool.order, settings)
-        records, rows = [], []
-        for place in places:
-            pieces = self._encoder.encode(self._pool.records[place])[:1]
-            records += [self._pool.records[place]] * len(pieces)
-            rows += [row for piece in pieces for row in pack([piece], len(piece.input_ids), packing=False)]
-        return records, uncertainty, rows
+        order = self._pool.order[self._pool.tokens[self._pool.order] > 0]  # from the others nothing is learnt
+        if not len(order):
+            return [], [1.0], []
+        vectors, wanted = around_their_mean(vectors, wanted, order)
+        places, uncertainty = worth_a_step(vectors, wanted[0], order, settings)
+        records = [self._pool.records[place] for place in places]
+        pieces = [self._encoder.encode(record)[0] for record in records]
+        return records, uncertainty, [pack([piece], len(piece.input_ids), packing=False)[0] for piece in pieces]
 
     def _say(self, question: str, max_new_tokens: int) -> str:
         return say(self.model, self._tokenizer, self._encoder, question, max_new_tokens)

@@ -82,10 +82,14 @@ def examples_of(run: Run) -> Examples | None:
 
     table = pd.read_parquet(run.path("scores.parquet"))
     records = records_from_file(run.path("data", "train.jsonl"))
+    trained = records_from_file(run.records("train"))
     told = json.loads(run.path("examples.json").read_text(encoding="utf-8"))
     names = [name for name in table.columns if name not in _OTHERS and pd.api.types.is_numeric_dtype(table[name])]
     signals = {name: table[name].to_numpy(dtype=np.float64) for name in names}
     chosen, rank = table["chosen"].to_numpy(dtype=bool), table["rank"].to_numpy()
+    if len(trained) == chosen.sum():  # as they train, where a method changed them
+        for place, record in zip(np.flatnonzero(chosen).tolist(), trained, strict=True):
+            records[place] = record
     reasons = table["reason"].tolist() if "reason" in table else [""] * len(table)
 
     def shown(place: int) -> Shown:
@@ -123,13 +127,13 @@ def examples_of(run: Run) -> Examples | None:
 
 
 def _left_out(places: Array, signals: dict[str, Array]) -> tuple[list[int], str]:
-    """Return some records that were left out: those at both ends of the first signal, or the first by content."""
-    if not signals or len(places) <= SHOWN:
-        return places[:SHOWN].tolist(), "the first by content"
-    name, values = next(iter(signals.items()))
-    known = places[np.isfinite(values[places])]
-    ordered = known[np.argsort(values[known], kind="stable")].tolist()
-    return [*ordered[::-1][: SHOWN // 2], *ordered[: SHOWN // 2][::-1]], f"the highest and the lowest by {name}"
+    """Return some records that were left out: those at both ends of the first signal that enough of them have, or the first by content."""
+    for name, values in signals.items():
+        known = places[np.isfinite(values[places])]
+        if len(known) > SHOWN:
+            ordered = known[np.argsort(values[known], kind="stable")].tolist()
+            return [*ordered[::-1][: SHOWN // 2], *ordered[: SHOWN // 2][::-1]], f"the highest and the lowest by {name}"
+    return places[:SHOWN].tolist(), "the first by content"
 
 
 def _fitted(places: Array) -> Array:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from selectune.data.duplicates import normalise
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.examples.factors.labels import answered as with_label
 
+_WORD = re.compile(r"(?:(?<![\w)\]])-(?=\d))?\w+(?:(?<=\d)[./:](?=\d)\w+)*|[+/^<>=≤≥≠≈×÷]")
 FORMAT = 'End with a new line that begins with "Answer: " and gives nothing but the answer.'
 
 
@@ -54,12 +54,12 @@ def final(text: str) -> str:
 
 def choice_of(record: Record, text: str) -> int | None:
     """Return which of a record's choices a text names, by its words or its letter; None where it names none, or several."""
-    said = normalise(text)
-    exact = [number for number, choice in enumerate(record.choices) if normalise(choice) == said]
+    said = _words(text)
+    exact = [number for number, choice in enumerate(record.choices) if _words(choice) == said]
     letter = re.match(r"\(?([A-Za-z])(?:[).:]|$)", text.strip())
     if not exact and record.kind == "choice" and letter and ord(letter[1].upper()) - 65 < len(record.choices):
         exact = [ord(letter[1].upper()) - 65]
-    within = exact or [number for number, choice in enumerate(record.choices) if _within(normalise(choice), said)]
+    within = exact or [number for number, choice in enumerate(record.choices) if _within(_words(choice), said)]
     return within[0] if len(within) == 1 else None
 
 
@@ -68,8 +68,8 @@ def same(record: Record, one: str, other: str) -> bool:
     if record.choices:
         chosen = choice_of(record, one)
         return chosen is not None and chosen == choice_of(record, other)
-    first, second = normalise(one), normalise(other)
-    return bool(first and second) and (_within(first, second) or _within(second, first))
+    first, second = _words(one), _words(other)
+    return _within(first, second) or _within(second, first)
 
 
 def alike(record: Record, answers: Sequence[str]) -> list[list[int]]:
@@ -86,6 +86,15 @@ def alike(record: Record, answers: Sequence[str]) -> list[list[int]]:
                 groups.append(group := [])
             group.append(number)
     return groups
+
+
+def _words(text: str) -> str:
+    """Return a text's words in lower case, numbers with their sign and decimals, and the signs between them; where it has none, its symbols."""
+    text = re.sub(r"[$€£]", "", text.lower().replace("−", "-"))
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)
+    text = re.sub(r"(?<![\w.])(\d+\.\d*?)0+(?!\w|\.\d)", r"\1", text)
+    return " ".join(_WORD.findall(text)) or "".join(text.split())
 
 
 def _within(part: str, whole: str) -> bool:

@@ -3,11 +3,13 @@
 Knows: how batches of records go to workers that each load the base once, and come back as they are ready. Does not know: what a signal means, or
 how values are kept (here, by whoever asked: a run that is killed goes on with what was kept, whatever became of the cluster).
 
-The cluster is the one that ``RAY_ADDRESS`` names, or this machine. Selectune and the base must be there on every machine.
+The cluster is the one that ``RAY_ADDRESS`` names, or this machine. Selectune and the base must be there on every machine. A model that is in this
+process's memory does not travel: what it measures is measured here.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -16,10 +18,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.factors.signals import Signal
+from selectune.examples.pool import Pool
 from selectune.meter import Meter
 
 Array = np.ndarray
@@ -30,9 +34,9 @@ BLOCKS = 512
 class _Measuring:
     """A worker: its base is loaded once, when it is first needed."""
 
-    def __init__(self, signal: Signal, load_base: Any, make_encoder: Any, bfloat16: bool, seed: int) -> None:
-        self._signal, self._meter = signal, Meter("measuring")
-        self._given = (load_base, make_encoder, bfloat16, seed)
+    def __init__(self, given: bytes) -> None:
+        self._signal, *self._given = pickle.loads(given)
+        self._meter = Meter("measuring")
 
     @cached_property
     def _worker(self) -> Any:
@@ -56,17 +60,47 @@ class _Measuring:
         return {"number": [number], "values": [values], "failed": [failed], "forward": [spent[0]], "backward": [spent[1]]}
 
 
-def measured(pool: Any, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[int, Array]]:
+def packed(pool: Pool, signal: Signal) -> bytes | None:
+    """Return what a worker measures with: the signal, and how it loads the base; None where that cannot travel."""
+    from ray.cloudpickle import CloudPickler
+
+    class WithoutModels(CloudPickler):  # type: ignore[misc]
+        def reducer_override(self, thing: Any) -> Any:
+            if isinstance(thing, nn.Module):
+                raise pickle.PicklingError("a model in memory")
+            return super().reducer_override(thing)
+
+    needed = (pool.load_base, pool.make_encoder) if signal.needs_base else (None, None)
+    given = io.BytesIO()
+    try:
+        WithoutModels(given).dump((signal, *needed, pool.bfloat16, pool.seed))
+    except (pickle.PicklingError, TypeError, AttributeError):  # the last two: something of this process, such as a lock
+        return None
+    return given.getvalue()
+
+
+def measured(
+    pool: Pool, signal: Signal, batches: list[list[Record]], here: Iterator[tuple[int, Array]]
+) -> Iterator[tuple[int, Array]]:
     """Give the number of each batch and its values, in whatever order they are ready.
 
+    Args:
+        here: the same from this process, for what cannot travel.
+
     Raises:
-        UserError: Ray is not installed, the cluster cannot be reached, or a worker failed.
+        UserError: Ray is not installed, the cluster cannot be reached or has no processor, or a worker failed.
     """
     try:
         import ray
     except ImportError:
         raise UserError("engine 'ray' needs Ray, which is not installed", field="engine",
                         mend="pip install 'selectune[ray]', or leave the engine out") from None  # fmt: skip
+    given = packed(pool, signal)
+    if given is None:
+        note = f"{signal.shown}: measured in this process, by a model that no other machine can load"
+        pool.notes += [note] if note not in pool.notes else []
+        yield from here
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
@@ -80,12 +114,13 @@ def measured(pool: Any, signal: Signal, batches: list[list[Record]]) -> Iterator
     DataContext.get_current().enable_progress_bars = False
     there = ray.cluster_resources()
     on_gpu = signal.needs_base and there.get("GPU", 0) >= 1
-    workers = max(1, min(int(there["GPU" if on_gpu else "CPU"]), len(batches)))
+    workers = min(int(there.get("GPU" if on_gpu else "CPU", 0)), len(batches))
+    if not workers:
+        raise UserError("the cluster has no processor", field="engine", mend="start it with processors, or leave the engine out")
     rows = [{"number": number, "records": pickle.dumps(batch)} for number, batch in enumerate(batches)]
-    needed = (pool.load_base, pool.make_encoder) if signal.needs_base else (None, None)
     done = from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map_batches(
         _Measuring,
-        fn_constructor_args=(signal, *needed, pool.bfloat16, pool.seed),
+        fn_constructor_args=(given,),
         batch_size=1,
         compute=ActorPoolStrategy(size=workers),
         num_cpus=1,

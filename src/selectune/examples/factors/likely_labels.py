@@ -32,10 +32,11 @@ class OfLabels(Signal):
         assert worker is not None
         owners, pieces = [], []
         for number, record in enumerate(records):
-            asked = worker.encoder.prompt_ids((*turns(self.shots), *record.prompt)) if record.choices else []
-            for choice in record.choices:
-                ids = worker.encoder.response_ids(choice)
-                asked = asked[-max(1, worker.encoder.max_length - len(ids)) :]
+            room = worker.encoder.max_length
+            said = [worker.encoder.response_ids(choice)[: room // 2] for choice in record.choices]
+            asked = worker.encoder.prompt_ids((*turns(self.shots), *record.prompt)) if said else []
+            asked = asked[max(map(len, said), default=0) - room :]  # one prompt for all choices
+            for ids in said:
                 owners.append(number)
                 pieces.append(Encoded(asked + ids, [-100] * len(asked) + ids))
         likely: list[list[float]] = [[] for _ in records]

@@ -19,7 +19,7 @@ def minimum_maximum(values: Array) -> Array:
 def standard(values: Array) -> Array:
     """Return (value - mean) / standard deviation (of the population); a constant becomes 0; what is not finite stays."""
     finite = values[np.isfinite(values)]
-    if not len(finite) or finite.std() == 0:
+    if not len(finite) or finite.max() == finite.min():  # a constant's deviation may be a little above 0
         return np.where(np.isfinite(values), 0.0, values)
     return (values - finite.mean()) / finite.std()
 

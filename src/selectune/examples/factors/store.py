@@ -3,8 +3,9 @@
 Knows: how a signal is measured batch after batch with progress, here or on a cluster, how what was measured survives being killed, and how equal
 records share one measurement. Does not know: what a signal means.
 
-Kept in the pool's folder: ``signals/<signal>/part-<number>.parquet`` with the columns ``key`` (hash of the record's content) and ``value``, and with
-what measuring it cost. What is known is one sorted array of keys and one of values: a million records are no million objects.
+Kept in the pool's folder: ``signals/<signal>/part-<number>-<chance>.parquet`` with the columns ``key`` (hash of the record's content) and ``value``,
+and with what measuring it cost; the signal's folder is another one for another base, or the same that reads records otherwise. What is known is one
+sorted array of keys and one of values: a million records are no million objects.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from rich.console import Console
@@ -48,7 +50,7 @@ def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None)
         return np.empty(0)
     keys, first, back = np.unique(np.array(named, dtype="S64"), return_index=True, return_inverse=True)
     place = pool.library or pool.folder
-    folder = None if place is None else place / "signals" / _folder_name(signal)
+    folder = None if place is None else place / "signals" / _folder_name(pool, signal)
     values, have = _known(folder, keys, signal, pool)
     # by content: what is measured together depends neither on the pool's order nor on what a kill left over
     missing = [slice(start, start + BATCH) for start in range(0, len(keys), BATCH) if not have[start : start + BATCH].all()]
@@ -105,12 +107,11 @@ def _measured(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterat
     """Give the number of each batch and its values, in whatever order they are ready."""
     if not batches:
         return
+    found = _measured_here(pool, signal, batches)
     if pool.engine == "ray":
         from selectune.examples.factors.cluster import measured
 
-        found = measured(pool, signal, batches)
-    else:
-        found = _measured_here(pool, signal, batches)
+        found = measured(pool, signal, batches, found)
     shown = len(batches) > 1 and not pool.quiet
     yield from track(found, signal.shown, len(batches), console=Console(file=sys.stderr), transient=True) if shown else found
 
@@ -121,8 +122,13 @@ def _measured_here(pool: Pool, signal: Signal, batches: list[list[Record]]) -> I
         yield number, signal.measure(worker, batch)
 
 
-def _folder_name(signal: Signal) -> str:
+def _folder_name(pool: Pool, signal: Signal) -> str:
     settings = repr(sorted(signal.settings().items()))
+    if signal.needs_base:
+        base, reads = pool.base, pool.encoder
+        settings += repr(
+            (base.fingerprint, str(base.model.dtype), pool.bfloat16, reads.max_length, reads.long_records, reads.system)
+        )
     return f"{re.sub(r'[^a-z0-9]+', '-', signal.shown.lower())}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
 
 
@@ -133,12 +139,19 @@ def _known(folder: Path | None, keys: Array, signal: Signal, pool: Pool) -> tupl
 
     Args:
         keys: ``(n,)`` bytes, sorted.
+
+    Raises:
+        UserError: a part is damaged.
     """
+    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     values, have = None, np.zeros(len(keys), dtype=bool)
     for part in sorted(folder.glob("part-*.parquet")) if folder is not None and folder.is_dir() else []:
-        table = parquet.read_table(part).combine_chunks()
+        try:
+            table = parquet.read_table(part).combine_chunks()
+        except (arrow.ArrowException, OSError) as error:
+            raise UserError(f"cannot be read ({error})", file=part, mend="remove it: what it holds is measured again") from None
         found = table["key"].to_numpy().astype("S64")
         column = table["value"].combine_chunks()
         numbers = (column.flatten() if signal.width is not None else column).to_numpy(zero_copy_only=False)
@@ -165,7 +178,8 @@ def _write(folder: Path, keys: Array, values: Array, batches: list[slice], spent
     column = flat if kept.ndim == 1 else arrow.FixedSizeListArray.from_arrays(flat, kept.shape[1])
     table = arrow.table({"key": np.concatenate([keys[batch] for batch in batches]).astype(str), "value": column})
     table = table.replace_schema_metadata({COST: json.dumps(spent)})
-    path = folder / f"part-{len(list(folder.glob('part-*.parquet'))):06d}.parquet"
+    # two choices at once may write the same number
+    path = folder / f"part-{len(list(folder.glob('part-*.parquet'))):06d}-{uuid4().hex[:12]}.parquet"
     with written(path):
         folder.mkdir(parents=True, exist_ok=True)
         parquet.write_table(table, path.with_suffix(".new"))
@@ -186,7 +200,9 @@ def written(path: str | Path) -> Iterator[None]:
                         mend="free space or name another place; what was measured before is kept where a folder was named") from None  # fmt: skip
 
 
-def write_scores(path: Path, pool: Pool, signals: dict[str, Array], places: Array, reasons: dict[int, str] | None = None) -> None:
+def write_scores(
+    path: Path, pool: Pool, signals: dict[str, Array], places: Sequence[int] | Array, reasons: dict[int, str] | None = None
+) -> None:
     """Write ``scores.parquet``: each record's key, source, line, its signals, whether (and as which) it was chosen, and the method's reasons."""
     import pandas as pd
 

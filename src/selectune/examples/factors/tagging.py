@@ -101,7 +101,7 @@ def _by_company(tagged: list[set[str]], support: int, confidence: float) -> dict
     counts = _counts(tagged)
     pairs = Counter(pair for own in tagged for pair in combinations(sorted(own, key=lambda tag: (counts[tag], tag)), 2))
     names: dict[str, str] = {}
-    for (rarer, other), together in sorted(pairs.items(), key=lambda item: (counts[item[0][0]], item[0])):
+    for (rarer, other), together in sorted(pairs.items(), key=lambda item: (counts[item[0][0]], -item[1], item[0])):
         if together >= support and together >= confidence * counts[rarer]:
             names.setdefault(rarer, other)
     for rarer in names:
