@@ -467,6 +467,7 @@ class Chain:
                     trained_parameters=self.form.count(base, selection),
                     total_parameters=base.anatomy.total_parameters,
                     examples=context.examples_scored,
+                    notes=context.notes,
                 ),
             )
 

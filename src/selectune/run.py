@@ -180,6 +180,8 @@ class Scores(Written):
     total_parameters: int
     examples: int = 0
     """Examples that the scores were computed on."""
+    notes: list[str] = Field(default_factory=list)
+    """What a person should know of the choice, a sentence each."""
 
 
 class Stage(Written):

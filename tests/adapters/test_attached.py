@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from selectune import catalogue
+from selectune.adapters import ssf
 from selectune.adapters.attached import attachments
 from selectune.data import Encoder
 from selectune.errors import UserError
@@ -167,3 +168,23 @@ def test_scales_alone_fold_into_every_architecture(architecture, tiny_folders):
     attached = logits(model)
     assert not torch.allclose(attached, plain, atol=1e-1)
     assert torch.allclose(logits(model.merge_and_unload()), attached, atol=2e-3, rtol=1e-3)
+
+
+def test_norms_that_add_one_are_told_by_what_they_do():
+    class Plus(torch.nn.Module):
+        def __init__(self, more):
+            super().__init__()
+            self.weight, self.more = torch.nn.Parameter(torch.full((4,), 0.3)), more
+
+        def forward(self, states):
+            return states * (self.more + self.weight)
+
+    for norm, expected in (
+        (Plus(1.0), 1.0),
+        (Plus(0.0), 0.0),
+        (torch.nn.LayerNorm(4), 0.0),
+        (torch.nn.LayerNorm(4, bias=False), 0.0),
+    ):
+        with torch.no_grad():
+            before = norm.weight.clone()
+            assert ssf._offset(norm) == expected and torch.equal(norm.weight, before)

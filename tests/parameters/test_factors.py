@@ -3,19 +3,21 @@
 import pytest
 import torch
 
+from selectune import catalogue
 from selectune.data import Encoder
 from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
 from selectune.parameters.factors.allocation import allocate, apportion, best
 from selectune.parameters.factors.gradients import first, gather, rows_of
-from selectune.parameters.factors.scores import SCORES, Settings, find, low_rank
+from selectune.parameters.factors.scores import SCORES, Settings, find, low_rank, top
+from selectune.parameters.factors.search import Trials
 from selectune.parameters.factors.targets import Target, targets
 from selectune.parameters.factors.trial import loss_on, trial
-from selectune.parameters.factors.units import Units, gathered, units
+from selectune.parameters.factors.units import Units, gathered, unit_slices, units
 from selectune.parameters.scored import Scored
 from tests.contracts.test_parameters import RECORDS, context
-from tests.tiny import ARCHITECTURES
+from tests.tiny import ARCHITECTURES, save_tiny
 
 
 def group(scores, size=1, block=0, row=1):
@@ -221,3 +223,58 @@ def test_targets_know_their_role_and_block(llama_folder):
     found = targets(load_base(llama_folder))
     assert len(found) == 4 * 7
     assert found[0] == Target("model.layers.0.self_attn.q_proj.weight", (64, 64), "query", 0)
+
+
+def test_rows_are_shares_of_single_entries_and_not_a_number_comes_last():
+    with pytest.raises(UserError, match="single entries"):
+        allocate([group([1, 2, 3], size=10)], 10, "row")
+    nan = float("nan")
+    assert [index.tolist() for index in allocate([group([nan, 1], size=10), group([5, 4], size=3)], 10)] == [[], [0, 1]]
+    assert allocate([Units(torch.tensor([nan, 1.0, 2.0, nan]), 1, 0, lambda index: {}, row=2)], 2, "row")[0].tolist() == [1, 2]
+    assert top({0: 1.0, 1: 3.0, 2: 3.0, 3: 2.0}, 2) == [1, 2] and top({0: 1.0, 1: 3.0, 2: 3.0, 3: 2.0}, 1) == [1]
+    assert top({0: nan, 1: 1.0, 2: 2.0}, 2) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "choice", ["scored:granularity=block,score=magnitude", "scored:granularity=square,side=32,score=magnitude,allocation=matrix"]
+)
+def test_a_budget_below_one_unit_is_refused(choice, llama_folder):
+    with pytest.raises(UserError, match=r"parameters\.density.* hold no "):
+        catalogue.create("parameters", choice).select(context(load_base(llama_folder)))
+
+
+def test_a_stack_of_experts_has_no_rows(tiny_folders):
+    with pytest.raises(UserError, match="have no rows"):
+        catalogue.create("parameters", "scored:granularity=row,targets=mlp,score=magnitude").select(
+            context(load_base(tiny_folders["mixtral"]))
+        )
+
+
+def test_channels_are_those_of_the_blocks_experts_and_not_of_a_wider_one(tmp_path):
+    base = load_base(save_tiny("qwen2_moe", tmp_path, shared_expert_intermediate_size=192))
+    block = base.anatomy.blocks[0]
+    shared = [target for target in targets(base, "mlp") if "shared" in target.name and target.block == 0]
+    assert len(shared) == 3 and unit_slices("channel", block, shared) == (block.channels, [])
+
+
+def test_records_of_which_nothing_is_learnt_and_gradients_that_are_not_finite_are_told(llama_folder):
+    asked = context(load_base(llama_folder))
+    asked.encoder.max_length = 4
+    for choice in ("speft:examples=4", "fisher_blocks:k=1", "weak_columns:k=1,examples=2"):
+        with pytest.raises(UserError, match="response to learn from"):
+            catalogue.create("parameters", choice).select(asked)
+    asked = context(load_base(llama_folder))
+    with torch.no_grad():
+        asked.base.model.get_input_embeddings().weight[:] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        catalogue.create("parameters", "speft:examples=2").select(asked)
+
+
+def test_a_trial_that_diverges_is_told_and_worth_nothing(llama_folder):
+    asked = context(load_base(llama_folder))
+    chosen = Selection.of(asked.base.model, asked.base.anatomy.blocks[1].parameters)
+    with pytest.raises(UserError, match=r"parameters\.learning_rate.*diverged"):
+        trial(asked, chosen, steps=4, learning_rate=1e30)
+    assert Trials(asked, steps=4, learning_rate=1e30, examples=6)(chosen) == -float("inf")
+    with pytest.raises(UserError, match="2 rounds"):
+        catalogue.create("parameters", "lt_sft:entries=1,iterations=2,steps=1").select(asked)

@@ -89,3 +89,15 @@ def test_files_are_clients(llama_folder):
     records = [Record("chat", (Message("user", str(i)), Message("assistant", "x")), source=f"file{i % 3}") for i in range(9)]
     method = catalogue.create("parameters", "federated_layers")
     assert [{r.source for r in part} for part in method.split(records)] == [{"file0"}, {"file1"}, {"file2"}]
+
+
+def test_a_client_without_anything_to_learn_has_no_say(llama_folder):
+    records = [
+        Record("chat", (Message("user", "lamp " * 300 + str(i)), Message("assistant", "x")), source="unread") for i in range(3)
+    ]
+    base = load_base(llama_folder)
+    plain, mixed = context(base), context(base)
+    mixed.train = [*mixed.train, *records]
+    method = catalogue.create("parameters", "federated_layers:k=1,penalty=0,by=source")
+    assert method.select(mixed).names() == method.select(plain).names() and mixed.block_scores == plain.block_scores
+    assert "for each of 1 clients" in mixed.notes[0]

@@ -11,6 +11,8 @@ from selectune.models import load_base
 from selectune.models.anatomy import Anatomy
 from selectune.parameters import Selection
 from selectune.parameters.factors.roles import weights_by_role
+from selectune.parameters.factors.targets import targets
+from selectune.parameters.factors.units import unit_slices
 from selectune.training.partial import train_entries
 from tests.contracts.test_parameters import context
 from tests.tiny import save_tiny, tiny
@@ -113,3 +115,24 @@ def test_a_norm_inside_attention_is_a_norm(tmp_path):
     assert "model.layers.0.self_attn.q_norm.weight" in Anatomy.of(model).blocks[0].norms
     assert not any("norm" in name for name in choose("attention_only", base).names())
     assert "model.layers.0.self_attn.q_norm.weight" in choose("norms", base).names()
+
+
+def test_mixed_rows_of_a_fused_matrix_are_refused_and_its_other_matrices_are_known(tmp_path):
+    """GPT-NeoX: of each head its query, key and value, one after the other."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from selectune.models import Anatomy
+
+    config = AutoConfig.for_model(
+        "gpt_neox", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    base = SimpleNamespace(model=model, anatomy=Anatomy.of(model))
+    assert {target.role for target in targets(base, "linear")} == {"query_key_value", "attention_output", "up", "down"}
+    assert weights_by_role(base, "attention", biases=False).count() == 2 * (3 * 32 * 32 + 32 * 32)
+    with pytest.raises(UserError, match="laid out in a way of their own"):
+        weights_by_role(base, "value")
+    with pytest.raises(UserError, match="laid out in a way of their own"):
+        unit_slices("head", base.anatomy.blocks[0], targets(base, "attention"))

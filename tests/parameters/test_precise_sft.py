@@ -4,13 +4,23 @@ import pytest
 import torch
 
 from selectune import catalogue
-from selectune.data import Encoder
+from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models import load_base
 from selectune.models.head import SplitModel
 from selectune.parameters import Context
-from selectune.parameters.factors.patching import Pair, _look, _patched, effects, made_pairs, mlp_of, output_of, without_heads
+from selectune.parameters.factors.patching import (
+    Pair,
+    _instead,
+    _look,
+    _patched,
+    effects,
+    made_pairs,
+    mlp_of,
+    output_of,
+    without_heads,
+)
 from tests.contracts.test_forms_and_parameters import RECORDS, logits, train_a_little
 from tests.tiny import ARCHITECTURES
 
@@ -102,7 +112,10 @@ def test_pairs_come_from_a_file(llama_folder, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"reference": "fault 3?", "counterfactual": "fault 4?", "answer": "lamp"}\n')
     assert catalogue.create("parameters", f"precise_sft:k=2,pairs={file}").select(context(base)).count() > 0
-    for wrong, why in (("nothing", "no pair"), ('{"reference": "a b c d", "counterfactual": "a", "answer": "x"}', "tokens")):
+    for wrong, why in (
+        ("nothing", "no pair"),
+        ('{"reference": "a b c d", "counterfactual": "a", "answer": "x"}', ":1, .*17 and 11 tokens"),
+    ):
         file.write_text(wrong)
         with pytest.raises(UserError, match=why):
             catalogue.create("parameters", f"precise_sft:pairs={file}").select(context(base))
@@ -165,3 +178,25 @@ def test_a_knocked_out_head_says_nothing_of_the_token(llama_folder):
     assert not torch.allclose(changed, plain, atol=1e-3) and torch.equal(logits(base.model), plain)
     spread = found["heads"].std(0).amax(-1)
     assert spread[[0, 3]].max() < 1e-6 < spread[[1, 2]].min()
+
+
+def test_records_without_room_and_prompts_that_begin_others_make_no_pair(llama_folder):
+    base = load_base(llama_folder)
+    asked = context(base)
+    unread = Record("chat", (Message("user", "lamp " * 300), Message("assistant", "on")))
+    asked.train = [unread, *RECORDS]
+    assert len(made_pairs(asked, 10)) == len(made_pairs(context(base), 10))
+    assert _instead((1, 2), (1, 2, 3)) is None and _instead((1, 2, 9), (1, 7, 8, 9)) == (1, 7, 9)
+    texts = [
+        Record("text", text=text)
+        for text in ("The lamp is on.", "The lamp is on. The lamp is on. The lamp is on. The lamp is on.")
+    ]
+    asked.train = texts
+    assert all(len(pair.reference) == len(pair.counterfactual) for pair in made_pairs(asked, 2))
+
+
+def test_a_file_of_pairs_that_cannot_be_read_is_one_line(llama_folder, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UTF-8"):
+        catalogue.create("parameters", f"precise_sft:pairs={file}").select(context(load_base(llama_folder)))

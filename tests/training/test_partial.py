@@ -1,5 +1,7 @@
 """Parts of weights train as a masked dense training would, and cost the part."""
 
+import copy
+
 import pytest
 import torch
 
@@ -222,3 +224,26 @@ def test_released_entries_leave_a_plain_model_with_their_values(architecture, fo
     assert values.keys() == set(selection.names())
     again = train_entries(model, selection)
     assert all(torch.equal(again[name], value) for name, value in values.items())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_a_copy_trains_its_own_entries(architecture, tiny_folders):
+    model = load_base(tiny_folders[architecture], dtype=torch.float32).model
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    stack = next((name for name, shape in shapes.items() if len(shape) == 3 and ".layers.1." in name), None)
+    parts = {
+        "model.embed_tokens.weight": ("rows", [5, 9, 17]), "model.layers.2.input_layernorm.weight": ("elements", [1, 4]),
+        "model.layers.1.self_attn.q_proj.weight": ("elements", list(range(0, 900, 7))),
+    } | ({stack: ("rows", [1, 2])} if stack else {})  # fmt: skip
+    made = train_entries(model, Selection({name: Part(shapes[name], form, index) for name, (form, index) in parts.items()}))
+    ids = torch.tensor([[5, 9, 17, 30, 21, 8, 60, 61, 62, 63]])
+    other = copy.deepcopy(model)
+    before = other(input_ids=ids).logits.detach()
+    with torch.no_grad():
+        for value in made.values():
+            value.add_(0.5)
+    assert torch.equal(other(input_ids=ids).logits, before) and not torch.allclose(model(input_ids=ids).logits, before, atol=1e-3)
+    other(input_ids=ids, labels=ids).loss.backward()
+    assert all(value.grad is None for value in made.values())
+    own = [value for name, value in other.named_parameters() if "entries_of_" in name and value.requires_grad]
+    assert len(own) == len(made) and all(value.grad is not None and value.grad.abs().sum() > 0 for value in own)

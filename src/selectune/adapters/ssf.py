@@ -61,11 +61,18 @@ class ScaleAndShift(Attachment):
         return (changed if self.shift is None else changed + self.shift).to(output.dtype)
 
     def fold(self, layer: Any) -> Tensor | None:
-        offset = (
-            1.0 if type(layer).__name__.startswith("Gemma") and layer.weight.dim() == 1 else 0.0
-        )  # Gemma's norms multiply by 1 + weight
+        offset = _offset(layer) if layer.weight.dim() == 1 else 0.0
         scale = self.scale if layer.weight.dim() == 1 or is_transposed(layer) else self.scale[:, None]
         layer.weight.copy_((layer.weight.float() + offset) * scale - offset)
         if getattr(layer, "bias", None) is not None:
             layer.bias.copy_(layer.bias.float() * self.scale)
         return self.shift
+
+
+def _offset(norm: Any) -> float:
+    """Return what a norm adds to its weight before it multiplies by it: 1 where a weight of zeros does not silence it (Gemma's, for instance)."""
+    kept = norm.weight.clone()
+    norm.weight.zero_()
+    found = type(norm).forward(norm, torch.arange(1.0, len(kept) + 1, device=kept.device, dtype=kept.dtype)[None])
+    norm.weight.copy_(kept)
+    return float((found if getattr(norm, "bias", None) is None else found - norm.bias).abs().max() > 0)

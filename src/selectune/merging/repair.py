@@ -51,8 +51,8 @@ class Repair(Finish):
     paper: ClassVar[str] = "Does Continual Learning Equally Forget All Parameters?, ICML 2023, arXiv 2304.04158"
     summary: ClassVar[str] = "The tensors that training moved most are tuned on a few general and own records together (FPF)."
     departs: ClassVar[str] = (
-        "Written from the paper's abstract and a summary. The movement is from the base to the specialist, one change of task; tensors are taken "
-        "while they fit a share of the weights. The general records are the conversations that are built in (64)."
+        "Written from the paper's abstract and a summary. The movement is from the base to the specialist, one change of task; tensors of the "
+        "blocks, and no others, are taken while they fit a share of the weights. The general records are the conversations that are built in (64)."
     )
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.05
@@ -68,6 +68,9 @@ class Repair(Finish):
         before, after = (dict(one.named_parameters()) for one in (context.base.model, model))
         moved = movement(before, after, {name: [name] for name in names})
         budget = int(self.density * sum(anatomy.sizes[name] for name in names))
+        if not any(moved.values()):
+            raise UserError("the training moved nothing in the blocks, so there is nothing to repair", field="finish",
+                            expected="another finish, or weights in the blocks")  # fmt: skip
         chosen = that_fit({name: value for name, value in moved.items() if value > 0}, anatomy.sizes, budget)
         if not chosen:
             raise UserError("no tensor that the training moved is small enough for this share", field="finish.density",

@@ -20,12 +20,12 @@ _ROLES = (
     ("query", r"(q_proj|attention\.self\.query|\bquery)$"),
     ("key", r"(k_proj|attention\.self\.key|\bkey)$"),
     ("value", r"(v_proj|attention\.self\.value|\bvalue)$"),
-    ("attention_output", r"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|out_proj)$"),
+    ("attention_output", r"(o_proj|self_attn\.dense|attn\.c_proj|attention\.output\.dense|attention\.dense|out_proj)$"),
     ("gate_up", r"(gate_up_proj)$"),
     ("router", r"(mlp\.gate|block_sparse_moe\.gate|router|shared_expert_gate)$"),
     ("gate", r"(gate_proj|w1)$"),
-    ("up", r"(up_proj|w3|fc1|mlp\.c_fc|intermediate\.dense)$"),
-    ("down", r"(down_proj|w2|fc2|mlp\.c_proj|output\.dense)$"),
+    ("up", r"(up_proj|w3|fc1|mlp\.c_fc|intermediate\.dense|dense_h_to_4h)$"),
+    ("down", r"(down_proj|w2|fc2|mlp\.c_proj|output\.dense|dense_4h_to_h)$"),
 )
 
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from selectune.errors import UserError
+from selectune.parameters.factors.gradients import first, rows_of
 from selectune.parameters.factors.scores import block_norms, fisher_diagonal, top
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
@@ -48,7 +49,8 @@ class FisherBlocks(Blocks):
     departs: ClassVar[str] = (
         "A causal model instead of an encoder: the score of an example is the log-likelihood of its response tokens, and "
         "the embeddings stay frozen. The released code scores one and the same example a hundred times and "
-        "back-propagates the label's logit; here each example counts once, by its log-probability, as the paper says, and 64 are scored."
+        "back-propagates the label's logit; here each example counts once, by its log-probability, as the paper says, and 64 are scored. "
+        "The chosen blocks train by LoRA where no form is named; `form: full` is the paper's."
     )
 
     examples: Annotated[int, Field(gt=0)] = 64
@@ -58,11 +60,12 @@ class FisherBlocks(Blocks):
 
     def choose(self, context: Context, count: int) -> list[int]:
         model, blocks = context.base.model, context.base.anatomy.blocks
-        records = sorted(context.train, key=lambda record: record.key)[: self.examples]
-        pieces = [piece for record in records for piece in context.encoder.encode(record)]
-        examples = [(torch.tensor(piece.input_ids), torch.tensor(piece.labels)) for piece in pieces]
+        rows = rows_of(context, first(context.train, self.examples))
+        examples = [(row["input_ids"], row["labels"]) for row in rows]
         names = [name for block in blocks for name in block.parameters]
-        fisher = fisher_diagonal(model, examples, names, self.labels, context.generator, context.meter)
+        fisher = fisher_diagonal(
+            model, examples, names, self.labels, context.generator, context.meter, context.bfloat16, context.quiet
+        )
         context.block_scores.update(block_norms(fisher, [(block.index, block.parameters) for block in blocks]))
         context.examples_scored = len(examples)
         return self.pick(context.block_scores)

@@ -7,12 +7,14 @@ layers are taken. Does not know: how a selection trains.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -75,7 +77,8 @@ class Conductance(ParameterMethod):
         "Language instead of images: tokens are revealed from the mean embedding, what is explained is the log-probability of the response, "
         "the path has fewer steps, and the mask's edge is sharp. The adaptive order goes from the least to the most surprising token of "
         "the base, in place of a mask generator trained for images. Nothing keeps hidden states near the base's (its second "
-        "half, feature rectification)."
+        "half, feature rectification). Stacks of experts are no linear layers and are not ranked. What is chosen trains by LoRA where no form is "
+        "named; `form: full` is the papers'."
     )
 
     unit: Literal["linear", "block"] = "linear"
@@ -118,7 +121,7 @@ class Conductance(ParameterMethod):
         with torch.no_grad():
             empty = entry(torch.arange(entry.weight.shape[0], device=entry.weight.device)).float().mean(0)
         total = dict.fromkeys(modules, 0.0)
-        for row in track(rows, "following the input", transient=True, disable=context.quiet):
+        for row in track(rows, "following the input", console=Console(file=sys.stderr), transient=True, disable=context.quiet):
             found = conductance(watched, self._passes(context, row, empty))
             for name, value in found.items():
                 total[name] += float(value.abs().mean())

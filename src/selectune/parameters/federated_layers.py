@@ -123,7 +123,8 @@ class FederatedLayers(ParameterMethod):
     summary: ClassVar[str] = "Blocks with large gradients in each part of the data, drawn together by a penalty on disagreement."
     departs: ClassVar[str] = (
         "One machine: clients are the records' files or equal shards, and the union of their blocks trains on everything, chosen once. "
-        "Gradients are of single packs of records; the released code sums the norms of running sums. The penalty is in units of the median gain."
+        "Gradients are of single packs of records; the released code sums the norms of running sums. The penalty is in units of the median gain. "
+        "The chosen blocks train by LoRA where no form is named; `form: full` is the paper's."
     )
 
     k: Annotated[int, Field(gt=0)] = 6
@@ -144,7 +145,9 @@ class FederatedLayers(ParameterMethod):
         if self.k > len(blocks):
             raise UserError(f"{self.k} blocks are asked for and the base has {len(blocks)}", field="parameters.k",
                             expected=f"at most {len(blocks)}")  # fmt: skip
-        gains = torch.stack([self.gains(context, records) for records in self.split(context.train)])
+        clients = [some for some in self.split(context.train) if any(context.encoder.encode(record) for record in some)]
+        gains = torch.stack([self.gains(context, records) for records in clients])
+        context.examples_scored = sum(map(len, clients))
         masks = solve(gains, [self.k] * len(gains), self.penalty * median(gains.view(-1).tolist()))
         chosen = masks.any(0)
         context.block_scores.update(dict(enumerate(gains.mean(0).tolist())))

@@ -55,7 +55,8 @@ class ForgettingPrioritised(ParameterMethod):
     departs: ClassVar[str] = (
         "Written from the paper's abstract and a summary. Its list of layers is of vision networks with batch norms and is not used; sensitivity "
         "is measured on the base at hand. By gradients it is what the training records ask for more than general conversations do, in place of what "
-        "moves between tasks more than within one. Tensors are taken while they fit a share of the weights, since the paper's threshold is not known."
+        "moves between tasks more than within one. Tensors of the blocks, and no others, are taken while they fit a share of the weights, since "
+        "the paper's threshold is not known."
     )
 
     measure: Literal["gradient", "movement"] = "gradient"

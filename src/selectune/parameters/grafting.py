@@ -29,7 +29,8 @@ class Grafting(Budgeted):
     departs: ClassVar[str] = (
         "The found entries train again from the base; the paper grafts their fine-tuned values (selectune.merging.graft does). The rate of "
         "the mask's descent is set by its first gradient instead of to 1e7. Chosen from the matrices of the blocks. Entries that the learnt "
-        "mask adds beyond the budget are left out, the least changed first, and entries that it lacks are filled up with the most changed."
+        "mask adds beyond the budget are left out, the least changed first, and entries that it lacks are filled up with the most changed. "
+        "The mask of the least loss is kept, where the paper keeps the one of the best score. The run's rate is 1e-3 where none is named."
     )
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.001

@@ -43,7 +43,7 @@ class LanguageNeurons(ParameterMethod):
         "specific neurons (in the paper it multiplies the input of the general ones; what the specific ones get could not be checked), so "
         "nothing is added to the model; every record trains all chosen neurons, unless the policy `routed` keeps specific ones to their "
         "groups. A block's change is the mean size of the difference of its output "
-        "and its input. No code was found; the shares of 50 % and 0.7 are ours."
+        "and its input; blocks are chosen once, by the mean over groups. No code was found; the shares of 50 % and 0.7 are ours."
     )
 
     k: Annotated[int, Field(gt=0)] = 8
@@ -106,4 +106,4 @@ def labelled(aware: dict[str, Tensor], general: float, kappa: float) -> dict[str
     everyone = torch.zeros_like(mean, dtype=torch.bool)
     for block, scores in enumerate(mean):
         everyone[block, best(scores, round(general * len(scores)))] = True
-    return {"": everyone} | {name: (value >= kappa * most) & ~everyone for name, value in normed.items()}
+    return {"": everyone} | {name: (value >= kappa * most) & (most > 0) & ~everyone for name, value in normed.items()}

@@ -28,7 +28,8 @@ class LocFT(Searched):
     summary: ClassVar[str] = "One matrix of one block for new facts, found by trying places (LocFT-BF)."
     departs: ClassVar[str] = (
         "A place is worth what it gains on records held out, less what it costs on general conversations; the paper measures edits. The "
-        "search is a coarse scan by default. Passing over batches that are known, and the early end, are the policy `breadth_first`."
+        "search is a coarse scan by default; a whole block that is chosen trains at the rate of a single matrix, ten times that of its "
+        "trial. Passing over batches that are known, and the early end, are the policy `breadth_first`."
     )
 
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4

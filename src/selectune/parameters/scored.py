@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from selectune.errors import UserError
 from selectune.parameters.factors.allocation import Allocation, allocate
 from selectune.parameters.factors.scores import Scores, Settings, scores_of
 from selectune.parameters.factors.targets import Target, targets
@@ -44,7 +45,13 @@ class Scored(Budgeted):
         eligible = targets(context.base, self.targets)
         budget = self.budget(eligible)
         groups = self.units_of(context, eligible, self.score_entries(context, eligible))
-        return gathered(list(zip(groups, self.share_out(groups, budget), strict=True)))
+        found = gathered(list(zip(groups, self.share_out(groups, budget), strict=True)))
+        if not found.parts:
+            least = min(group.size for group in groups)
+            raise UserError(f"{budget:,} entries hold no {self.granularity}, as they are shared out", field="parameters.density",
+                            expected=f"{least:,} entries or more for each {self.granularity}",
+                            mend="a larger density, or allocation: global")  # fmt: skip
+        return found
 
     def score_entries(self, context: Context, eligible: list[Target]) -> Scores:
         """Return the scores of all entries that may be chosen."""

@@ -29,7 +29,8 @@ class SPAFIT(ParameterMethod):
     departs: ClassVar[str] = (
         "Bases without biases train their norms in place of them. There is no new task head. The matrices of the highest stratum train in "
         "the run's form, LoRA only in a form that puts adapters beside single matrices. The cut points of the paper are of its encoders; "
-        "here they are thirds of the depth. Which matrices its variants take is from a summary, not from the paper."
+        "here they are thirds of the depth. A base whose query, key and value are one matrix trains the parts of it in place, without LoRA. "
+        "Which matrices its variants take is from a summary, not from the paper."
     )
 
     n1: Annotated[int, Field(ge=0)] | None = None

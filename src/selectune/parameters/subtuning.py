@@ -13,7 +13,7 @@ from pydantic import Field
 from selectune.parameters.factors.allocation import best
 from selectune.parameters.factors.gradients import first
 from selectune.parameters.factors.roles import weights_by_role
-from selectune.parameters.factors.search import Code, Table, Trials, greedy
+from selectune.parameters.factors.search import Code, Exhausted, Table, Trials, greedy
 from selectune.parameters.factors.sensitivity import sensitivities
 from selectune.parameters.method import Context
 from selectune.parameters.searched import Searched
@@ -29,7 +29,8 @@ class SubTuning(Searched):
     summary: ClassVar[str] = "A few blocks by greedy search: each step the one whose short training gains most, cross-validated."
     departs: ClassVar[str] = (
         "There is no new head, and the base's stays frozen. The measure is held-out loss instead of accuracy. Only the blocks with the largest "
-        "gradients are tried, to make the search affordable; `candidates` at the number of blocks tries all, as the paper does."
+        "gradients are tried, and at most four are taken, to make the search affordable; `candidates` and `most` at the number of blocks are "
+        "the paper's."
     )
 
     unit: Literal["block", "half"] = "block"
@@ -52,13 +53,21 @@ class SubTuning(Searched):
         tried = self.promising(context, selections)
         gains = self.gains(context, self.folds)
         with self.table(context, self._measure(gains, selections), len(tried) * min(self.most, len(tried))) as worth:
-            backward = self.direction == "remove" or (self.direction == "auto" and worth(tuple(tried)) > worth(()))
+            backward = self.direction == "remove" or (self.direction == "auto" and self._better_whole(worth, tried))
             chosen = greedy(tried, worth, backward=backward, slack=self.slack, rule=self.rule, most=self.most)
         self._note_profile(context, worth)
         if not chosen:
             chosen = max((code for code in worth.values if code), key=worth.values.__getitem__, default=(tried[0],))
             context.notes.append("No set gained in its short training; the one that lost least was taken.")
         return self._joined(selections, chosen)
+
+    @staticmethod
+    def _better_whole(worth: Table[Code], tried: list[int]) -> bool:
+        """Whether all candidates are worth more than none, as far as trials reach."""
+        try:
+            return worth(tuple(tried)) > worth(())
+        except Exhausted:
+            return False
 
     def units(self, context: Context) -> list[Selection]:
         """Return what may be chosen as one."""

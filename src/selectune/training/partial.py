@@ -132,6 +132,12 @@ class _Trained:
             self.rows = torch.full((part.shape[0],), -1, dtype=torch.int64)
             self.rows[part.index] = torch.arange(len(part.index))
 
+    def rows_on(self, device: torch.device) -> Tensor:
+        """Return, for each row of the weight, which of the rows that train it is, -1 for none, ``(rows,)`` int64, on a device."""
+        assert self.rows is not None
+        self.rows = self.rows.to(device)
+        return self.rows
+
     def current(self) -> Tensor:
         """Return the weight with its entries as they are now, without gradient."""
         weight = self.weight.data  # not seen by autograd: a pass that is computed again may write the same values again
@@ -307,6 +313,12 @@ class _OfRows(torch.autograd.Function):
         return None, None, total, None
 
 
+def _own(module: Any, key: str) -> _Trained:
+    """Return what trains of a module's weight; a copy of a model has copies of its own."""
+    found: _Trained = module.__dict__[_PARTS][key]
+    return found
+
+
 def _become_partial(module: nn.Module, key: str, trained: _Trained) -> None:
     """Give a module a class of its own in which the weight ``key`` has entries that train."""
     module.__dict__.setdefault(_PARTS, {})[key] = trained
@@ -315,24 +327,25 @@ def _become_partial(module: nn.Module, key: str, trained: _Trained) -> None:
     body: dict[str, Any] = {}
     linear = isinstance(module, nn.Linear) or kind.__name__.endswith("Conv1D")
     if linear and key == "weight" and trained.product is not None:
-        product, transposed = trained.product, not isinstance(module, nn.Linear)
+        transposed = not isinstance(module, nn.Linear)
 
         def forward(self: Any, inputs: Tensor) -> Tensor:
-            trained.current()
+            own = _own(self, key)
+            own.current()
             output = plain(self, inputs)
-            return _OfEntries.apply(output, inputs.detach(), trained.values, product, transposed)  # type: ignore[no-untyped-call,no-any-return]
+            return _OfEntries.apply(output, inputs.detach(), own.values, own.product, transposed)  # type: ignore[no-untyped-call,no-any-return]
 
         body["forward"] = forward
     elif type(module) is nn.Embedding and trained.rows is not None:
-        rows = trained.rows.to(trained.weight.device)
 
         def embed(self: Any, tokens: Tensor) -> Tensor:
-            output = functional.embedding(tokens, trained.current(), self.padding_idx)
-            return _OfRows.apply(output, tokens, trained.values, rows.to(tokens.device))  # type: ignore[no-untyped-call,no-any-return]
+            own = _own(self, key)
+            output = functional.embedding(tokens, own.current(), self.padding_idx)
+            return _OfRows.apply(output, tokens, own.values, own.rows_on(tokens.device))  # type: ignore[no-untyped-call,no-any-return]
 
         body["forward"] = embed
     elif trained.rows is not None and trained.weight.dim() > 2:
-        body[key] = property(lambda self: _Stack(trained))
+        body[key] = property(lambda self: _Stack(_own(self, key)))
     else:
-        body[key] = property(lambda self: trained.whole())
+        body[key] = property(lambda self: _own(self, key).whole())
     module.__class__ = type(f"Partial{kind.__name__}", (kind,), body)

@@ -1,6 +1,7 @@
 """Policies on low-rank adapters: RoseLoRA and FSLoRA, the faithful-if lines of their cards."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,3 +102,9 @@ def test_they_need_low_rank_adapters(tmp_path, llama_folder):
             run(tmp_path / policy, llama_folder, policy)
     with pytest.raises(ValueError, match="after it starts"):
         RoseLoRA(start=0.5, stop=0.4)
+
+
+def test_a_span_at_the_very_end_prunes_at_its_last_step():
+    begin, end = RoseLoRA(start=0.9, stop=1.0).span(SimpleNamespace(steps=5))
+    assert begin <= end == 4 and density_at(4, begin, end, 0.1) == 0.1
+    assert kept(torch.tensor([[float("nan"), 1.0, 2.0]]), 0.34).tolist() == [[0.0, 1.0, 1.0]]

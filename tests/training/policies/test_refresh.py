@@ -158,3 +158,12 @@ def test_mistakes_are_told(tmp_path, llama_folder):
         run(tmp_path / "b", llama_folder, {**LIFT, "parameters": "last_blocks:k=2"}, choose=blocks, optimiser="adafactor", steps=4,
             evaluations=0)  # fmt: skip
     assert dense(run(tmp_path / "c", llama_folder, {**LIFT, "carry": False}, choose=lift, steps=4, evaluations=0).model)
+
+
+def test_scores_are_of_the_model_without_dropout(tmp_path, llama_folder, monkeypatch):
+    from selectune.parameters.lift import LIFT as Lift
+
+    seen, plain = [], Lift.select
+    monkeypatch.setattr(Lift, "select", lambda self, context: seen.append(context.base.model.training) or plain(self, context))
+    run(tmp_path, llama_folder, LIFT, choose=lift, evaluations=0, steps=3)
+    assert seen == [False, False]  # the first choice, and one renewal

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from selectune.catalogue import create
+from selectune.errors import UserError
 from selectune.training.policies import roast
 from tests.tiny import tiny
 from tests.training.policies.staged import batch, make, stage
@@ -97,3 +99,9 @@ def test_masks_follow_the_gradients_since_the_last_draw():
     one.step = 2
     policy.before_step(one)
     assert not torch.equal(one.tensors[f"multiplier.{inside[0]}"], before[f"multiplier.{inside[0]}"])
+
+
+def test_long_steps_of_updates_are_refused():
+    with pytest.raises(UserError, match="a hundred times"):
+        create("policies", "roast:mask=update")
+    create("policies", "roast:mask=update,rescale=false")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selectune.errors import UserError
 from selectune.parameters.factors.units import Units
 
 Allocation = Literal["global", "matrix", "layer", "row"]
@@ -102,7 +103,13 @@ def allocate(groups: Sequence[Units], budget: int, how: Allocation = "global") -
         groups: in the order in which ties are broken. budget: entries.
         how: ``global``: the best anywhere; ``matrix``: the same share of every group; ``layer``: the same share of every transformer
             block, the best within it; ``row``: of single entries, the same number for every output neuron.
+
+    Raises:
+        UserError: ``row``, and not single entries are chosen.
     """
+    if how == "row" and any(group.size > 1 for group in groups):
+        raise UserError("`row` shares out single entries, and these are more than one each", field="parameters.allocation",
+                        expected="global, matrix or layer, or granularity: element")  # fmt: skip
     if how == "global":
         return _anywhere(groups, budget)
     if how == "row":
@@ -136,7 +143,7 @@ def _anywhere(groups: Sequence[Units], budget: int) -> list[Tensor]:
     else:
         each = torch.cat([torch.full((len(group.scores),), group.size) for group in groups]).tolist()
         kept, left, least = [], budget, min(sizes)
-        for place in scores.argsort(descending=True, stable=True).tolist():
+        for place in _ranked(scores).tolist():
             if each[place] <= left:
                 kept.append(place)
                 left -= each[place]
@@ -150,7 +157,7 @@ def _by_rows(groups: Sequence[Units], budget: int) -> list[Tensor]:
     """The same number of entries in each row; the rest of the budget to the rows whose next entry scores highest."""
     rows = sum(len(group.scores) // group.row for group in groups)
     least = budget // rows
-    orders = [group.scores.view(-1, group.row).argsort(dim=1, descending=True, stable=True) for group in groups]
+    orders = [_ranked(group.scores.view(-1, group.row)) for group in groups]
     counts = [min(least, group.row) for group in groups]
     left = budget - sum(len(order) * count for order, count in zip(orders, counts, strict=True))
     while left > 0:  # more than once only where rows are shorter than what they are given
@@ -172,6 +179,13 @@ def _by_rows(groups: Sequence[Units], budget: int) -> list[Tensor]:
             for order, count, a, b in zip(orders, counts, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
         ]
     return [_row_places(order, count, torch.empty(0, dtype=torch.int64)) for order, count in zip(orders, counts, strict=True)]
+
+
+def _ranked(scores: Tensor) -> Tensor:
+    """Return places from the highest score to the lowest, in each row; not-a-number last, ties by place."""
+    return scores.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf")).argsort(
+        dim=-1, descending=True, stable=True
+    )
 
 
 def _row_places(order: Tensor, count: int, extra: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from selectune.data.packing import pack, stack
+from selectune.errors import UserError
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -32,8 +33,15 @@ def first(records: Sequence[Record], count: int) -> list[Record]:
 
 
 def rows_of(context: Context, records: Sequence[Record], packed: bool = False) -> list[dict[str, Tensor]]:
-    """Return records as rows of ``input_ids``, ``labels`` and ``position_ids``, each ``(length,)`` int64: one a record, or packed."""
+    """Return records as rows of ``input_ids``, ``labels`` and ``position_ids``, each ``(length,)`` int64: one a record, or packed.
+
+    Raises:
+        UserError: none of the records has anything to learn.
+    """
     pieces = [piece for record in records for piece in context.encoder.encode(record)]
+    if not pieces:
+        raise UserError("none of the records has a response to learn from", field="data.train",
+                        mend="give records with responses, or a larger data.max_length")  # fmt: skip
     return pack(pieces, context.encoder.max_length, packed, context.base.tokenizer.pad_token_id)
 
 
@@ -92,8 +100,11 @@ def gather(
                   bfloat16=context.bfloat16, quiet=context.quiet)  # fmt: skip
     context.examples_scored = max(context.examples_scored, len(chosen))
     for total in totals.values():
-        for value in total.values():
-            value.div_(max(len(rows), 1))
+        for name, value in total.items():
+            value.div_(len(rows))
+            if not value.isfinite().all():
+                raise UserError(f"the gradient of '{name}' is not finite on these records", field="base",
+                                expected="a base whose loss on them is finite", mend="compute in fp32 (training.precision)")  # fmt: skip
     return totals
 
 

@@ -53,23 +53,28 @@ def made_pairs(context: Context, examples: int) -> list[Pair]:
     """
     prompts = []
     for record in first(context.train, examples):
-        (piece, *_) = context.encoder.encode(record)
+        piece = next(iter(context.encoder.encode(record)), None)
+        if piece is None:  # nothing of its response fits
+            continue
         start = next((place for place, label in enumerate(piece.labels) if label != -100), 0)
         start = start if start > 1 else len(piece.input_ids) // 2  # a plain text has no prompt; its first half is one
         if 1 < start < len(piece.input_ids):
             prompts.append((tuple(piece.input_ids[:start]), piece.input_ids[start]))
     pairs = []
     for place, (own, answer) in enumerate(prompts):
-        other = next((p for p, _ in prompts[place + 1 :] + prompts[:place] if p != own), own)
-        pairs.append(Pair(own, _instead(own, other), answer))
-    return [pair for pair in pairs if pair.reference != pair.counterfactual]
+        instead = (_instead(own, other) for other, _ in prompts[place + 1 :] + prompts[:place])
+        pairs += [Pair(own, found, answer) for found in [next((one for one in instead if one not in (None, own)), None)] if found]
+    return pairs
 
 
-def _instead(own: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+def _instead(own: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return a prompt with another one's middle, as long as it was; None where one begins the other and there is no middle."""
     shortest = min(len(own), len(other))
     before = next((i for i in range(shortest) if own[i] != other[i]), shortest)
     after = next((i for i in range(shortest - before) if own[-1 - i] != other[-1 - i]), shortest - before)
     after = max(after, 1)
+    if before + after > len(own):
+        return None
     middle, wanted = other[before : len(other) - after], len(own) - before - after
     repeated = (middle * (wanted // len(middle) + 1))[:wanted] if middle and wanted > 0 else own[before : len(own) - after]
     return own[:before] + repeated + own[len(own) - after :]
@@ -85,7 +90,11 @@ def read_pairs(context: Context, path: str) -> list[Pair]:
     file = Path(path)
     if not file.is_file():
         raise UserError("no such file of pairs", file=file, field="parameters.pairs")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError("cannot be read as text in UTF-8", file=file, field="parameters.pairs") from None
+    for number, line in enumerate(lines, 1):
         try:
             one = json.loads(line)
             asked, instead = (
@@ -95,20 +104,43 @@ def read_pairs(context: Context, path: str) -> list[Pair]:
         except (ValueError, KeyError, TypeError, IndexError):
             raise UserError(f"line {number} is no pair", file=file, field="parameters.pairs",
                             expected='{"reference": "...", "counterfactual": "...", "answer": "..."}') from None  # fmt: skip
+        if len(asked) != len(instead) or asked[-1] != instead[-1]:
+            raise UserError(f"the prompts have {len(asked)} and {len(instead)} tokens", file=file, line=number, field="parameters.pairs",
+                            expected="as many in both, and the same last one")  # fmt: skip
         pairs.append(Pair(asked, instead, answer))
     return pairs
 
 
 def output_of(block: Block) -> str:
-    """Return the name of the layer whose input is the outputs of a block's heads, one after the other."""
-    return next(name for name, role in block.linears.items() if role == "attention_output")
+    """Return the name of the layer whose input is the outputs of a block's heads, one after the other.
+
+    Raises:
+        UserError: the block has none that is known.
+    """
+    return _layer(block, "attention_output")
 
 
 def mlp_of(model: nn.Module, block: Block) -> str:
     """Return the name of a block's MLP (of its mixture of experts)."""
     if block.experts:
         return block.expert_parameters[0].rpartition(".")[0].rpartition(".")[0]
-    return next(name for name, role in block.linears.items() if role == "down").rpartition(".")[0]
+    name = _layer(block, "down").rpartition(".")[0]
+    if name == block.prefix:
+        raise UserError(
+            f"the MLP of block {block.index} is no module of its own", field="parameters", expected="another choice of weights"
+        )
+    return name
+
+
+def _layer(block: Block, role: str) -> str:
+    found = next((name for name, own in block.linears.items() if own == role), None)
+    if found is None:
+        raise UserError(
+            f"block {block.index} of this base has no layer of the kind '{role}'",
+            field="parameters",
+            expected="another choice of weights",
+        )
+    return found
 
 
 @dataclass

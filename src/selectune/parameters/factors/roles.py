@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selectune.models.anatomy import Block
-from selectune.parameters.factors.targets import Target, targets
+from selectune.parameters.factors.targets import Target, in_order, targets
 from selectune.parameters.selection import Part, Selection
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def weights_by_role(base: Base, which: str, *, biases: bool = True, blocks: Iter
         which: ``linear``, ``attention``, ``mlp``, or roles joined by ``+``. biases: with the biases of these matrices.
 
     Raises:
-        UserError: an unknown role, or one that these blocks have not.
+        UserError: an unknown role, one that this base has not, or a part of a fused matrix whose rows are mixed.
     """
     asked = {role for part in which.split("+") for role in _plain(part.strip())}
     inside = set(range(len(base.anatomy.blocks))) if blocks is None else set(blocks)
@@ -59,6 +59,7 @@ def _lines(target: Target, block: Block, asked: set[str]) -> Tensor | None:
     roles = _FUSED.get(target.role, (target.role,))
     if set(roles) <= asked:
         return None
+    in_order(target, block)
     keys = block.key_value_heads * block.head_size
     sizes = [block.heads * block.head_size, keys, keys] if target.role == "query_key_value" else [block.channels] * 2
     ends = torch.tensor(sizes).cumsum(0).tolist()

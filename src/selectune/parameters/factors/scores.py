@@ -191,6 +191,7 @@ def fisher_diagonal(
     generator: torch.Generator | None = None,
     meter: Meter | None = None,
     bfloat16: bool = False,
+    quiet: bool = True,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information of some parameters at the model's present weights.
 
@@ -216,7 +217,7 @@ def fisher_diagonal(
     def add(name: str, gradient: Tensor, tokens: int) -> None:
         total[name].addcmul_(gradient, gradient)
 
-    each_gradient(model, rows, wanted, add, labels=labels, generator=generator, meter=meter, bfloat16=bfloat16)
+    each_gradient(model, rows, wanted, add, labels=labels, generator=generator, meter=meter, bfloat16=bfloat16, quiet=quiet)
     return {name: value / len(examples) for name, value in total.items()}
 
 
@@ -226,5 +227,5 @@ def block_norms(scores: Scores, blocks: Iterable[tuple[int, Iterable[str]]]) -> 
 
 
 def top(scores: dict[int, float], k: int, key: Callable[[float], float] = lambda score: -score) -> list[int]:
-    """Return the k indices of the highest scores, ties broken by index."""
-    return sorted(sorted(scores, key=lambda index: (key(scores[index]), index))[:k])
+    """Return the k indices of the highest scores, ties broken by index, not-a-number last."""
+    return sorted(sorted(scores, key=lambda index: (scores[index] != scores[index], key(scores[index]), index))[:k])

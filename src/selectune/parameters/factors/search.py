@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selectune.parameters.factors.gradients import first
-from selectune.parameters.factors.trial import loss_on, trial
+from selectune.parameters.factors.trial import Diverged, loss_on, trial
 from selectune.parameters.selection import Selection
 
 if TYPE_CHECKING:
@@ -121,18 +121,23 @@ class Trials:
         return [loss_on(self.context, held) for _, held in self.splits] + [loss_on(self.context, r) for r in [self.general] if r]
 
     def __call__(self, selection: Selection) -> float:
-        """Return what a selection gains in a short training, every time from the base and in the same order; nothing chosen gains 0."""
+        """Return what a selection gains in a short training, every time from the base and in the same order; nothing chosen gains 0,
+        and what diverges minus infinity."""
         if not selection.parts:
             return 0.0
         gains = []
         for (records, held), before in zip(self.splits, self.base, strict=False):
-            tried = trial(self.context, selection, records=records, steps=self.steps, learning_rate=self.learning_rate,
-                          batch=self.batch, optimiser=self.optimiser)  # fmt: skip
+            try:
+                tried = trial(self.context, selection, records=records, steps=self.steps, learning_rate=self.learning_rate,
+                              batch=self.batch, optimiser=self.optimiser)  # fmt: skip
+            except Diverged:
+                return -math.inf
             gain = before - loss_on(self.context, held, tried.model)
             if self.general:
                 gain -= self.retention * max(loss_on(self.context, self.general, tried.model) - self.base[-1], 0.0)
             gains.append(gain)
-        return sum(gains) / len(gains)
+        mean = sum(gains) / len(gains)
+        return mean if math.isfinite(mean) else -math.inf
 
 
 def greedy(

@@ -14,6 +14,7 @@ from selectune.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from selectune.models import Base
+    from selectune.models.anatomy import Block
 
 ATTENTION = ("query_key_value", "query", "key", "value", "attention_output")
 MLP = ("gate_up", "gate", "up", "down")
@@ -73,5 +74,20 @@ def targets(base: Base, which: str = "linear") -> list[Target]:
                 found.append(Target(name, tuple(weights[name].shape), role, block.index))
     if not found:
         raise UserError(f"this base has no weights of the kind '{which}'", field="parameters.targets",
-                        expected="roles that the base has; `selectune doctor` shows nothing of a base, its folder's config.json does")  # fmt: skip
+                        expected="roles that the base has")  # fmt: skip
     return found
+
+
+def in_order(target: Target, block: Block) -> None:
+    """Check that a matrix of the attention lies head after head, and a fused one query, key and value one after the other.
+
+    Raises:
+        UserError: it does not, so that its rows belong to other heads or roles than they seem to.
+    """
+    rows = target.shape[1 if target.transposed else 0]
+    queries, keys = block.heads * block.head_size, block.key_value_heads * block.head_size
+    expected = {"query": queries, "key": keys, "value": keys, "query_key_value": queries + 2 * keys}.get(target.role, rows)
+    mixed = target.name.endswith("query_key_value.weight")  # GPT-NeoX, BLOOM, Falcon: of each head its query, key and value
+    if rows != expected or mixed:
+        raise UserError(f"the rows of '{target.name}' are laid out in a way of their own, and what plays a part of a role cannot be told",
+                        field="parameters", expected="whole matrices, single entries or rows of this base")  # fmt: skip

@@ -7,6 +7,7 @@ The base itself is never touched. Does not know: what is concluded from a trial.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from selectune.data import Record
     from selectune.objectives.objective import Objective
     from selectune.parameters.method import Context
+
+
+class Diverged(UserError):
+    """The loss of a trial was not finite."""
 
 
 @dataclass
@@ -71,7 +76,7 @@ def trial(
             first); training goes on as if nobody had looked.
 
     Raises:
-        UserError: none of the records has anything to learn.
+        UserError: none of the records has anything to learn; :class:`Diverged`.
     """
     from selectune.objectives.cross_entropy import CrossEntropy
 
@@ -82,9 +87,6 @@ def trial(
     trained |= {name: value for name, value in model.named_parameters() if value.requires_grad and not _is_part(value, trained)}
     start = {name: value.detach().clone() for name, value in trained.items()}
     rows = rows_of(context, context.train if records is None else records, packed=True)
-    if not rows:
-        raise UserError("none of the records has a response to learn from", field="data.train",
-                        mend="give records with responses, or a larger data.max_length")  # fmt: skip
     kind = torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW
     options: dict[str, Any] = {} if optimiser == "sgd" else {"weight_decay": 0.0, "fused": True}
     stepper = kind(list(trained.values()), lr=learning_rate, **options)
@@ -111,6 +113,9 @@ def trial(
             schedule.step()
             stepper.zero_grad(set_to_none=True)
             losses.append(float(total.detach() / count))
+            if not math.isfinite(losses[-1]):
+                raise Diverged(f"a short training of the choice diverged at step {step + 1} of {steps}", field="parameters.learning_rate",
+                               expected=f"less than {learning_rate:g}")  # fmt: skip
     if look is not None and steps in look_after:
         look(steps, model)
     return Trial(model, trained, start, losses)

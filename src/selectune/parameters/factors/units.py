@@ -20,7 +20,7 @@ from torch import Tensor
 
 from selectune.errors import UserError
 from selectune.models.anatomy import Block
-from selectune.parameters.factors.targets import Target
+from selectune.parameters.factors.targets import Target, in_order
 from selectune.parameters.selection import Part, Selection
 
 Granularity = Literal["element", "row", "column", "square", "head", "channel", "matrix", "block", "expert"]
@@ -88,6 +88,9 @@ def units(
     """
     if granularity == "element":
         return [_entries(target, scores[target.name]) for target in targets]
+    if granularity in ("row", "column", "square") and all(len(target.shape) != 2 for target in targets):
+        raise UserError(f"these weights have no {granularity}s: none of them is a matrix", field="parameters.granularity",
+                        expected="element, matrix or expert, or other `targets`")  # fmt: skip
     if granularity in ("row", "column"):
         return [_lines(target, scores[target.name], granularity, reduce) for target in targets if len(target.shape) == 2]
     if granularity == "square":
@@ -122,12 +125,12 @@ def unit_slices(granularity: Granularity, block: Block, targets: Sequence[Target
     out = {target.name: 1 if target.transposed else 0 for target in flat}
     if granularity == "channel":
         slices = []
-        for t in flat:
-            if t.role in ("gate", "up"):
+        for t in flat:  # an expert that all share may be wider, and its channels are others
+            if t.role in ("gate", "up") and t.shape[out[t.name]] == block.channels:
                 slices.append(Slice(t, out[t.name], 1))
-            elif t.role == "gate_up":
+            elif t.role == "gate_up" and t.shape[out[t.name]] == 2 * block.channels:
                 slices += [Slice(t, out[t.name], 1), Slice(t, out[t.name], 1, block.channels)]
-            elif t.role == "down":
+            elif t.role == "down" and t.shape[1 - out[t.name]] == block.channels:
                 slices.append(Slice(t, 1 - out[t.name], 1))
         return block.channels, slices
     grouped = any(target.role in ("key", "value", "query_key_value") for target in flat)
@@ -135,6 +138,7 @@ def unit_slices(granularity: Granularity, block: Block, targets: Sequence[Target
     width = block.head_size * block.heads // count
     slices = []
     for t in flat:
+        in_order(t, block)
         if t.role == "query":
             slices.append(Slice(t, out[t.name], width))
         elif t.role in ("key", "value"):

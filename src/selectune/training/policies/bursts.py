@@ -32,7 +32,7 @@ class Bursts(Policy):
     steps: Annotated[int, Field(ge=0)] = 10
     """Steps in a burst; 0: plain training."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    """Entries that train in a burst, at most, of all that train: tensors that moved most first."""
+    """Entries that train in a burst, of all that train: tensors that moved most first, as many as fit; the first of them whatever its size."""
     buffer: Annotated[int, Field(gt=0)] = 64
     """General records in the buffer; as many training records beside them."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None

@@ -72,8 +72,11 @@ class Refresh(Policy):
             old, parts = dict(stage.parameters), dict(stage.parts)
             values = release_entries(stage.whole.model, stage.context.base.dtype)
             context = replace(stage.context, generator=stage.generator("choice"), block_scores={}, notes=[])
+            model, training = stage.whole.model, stage.whole.model.training
+            model.eval()  # a score is of the model, not of a draw of its dropout
             with stage.own_attention():
                 selection = self.method(stage.step).select(context)
+            model.train(training)
             self._train(stage, selection)
             for name, value in stage.parameters.items():
                 if name in values:  # those that stay keep what rounding would take

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from selectune.errors import UserError
@@ -55,6 +55,13 @@ class RoAST(Masked):
     """Steps between two draws; left out: an epoch."""
     examples: Annotated[int, Field(gt=0)] = 64
     """Sequences for the importance before the first draw."""
+
+    @model_validator(mode="after")
+    def _of_gradients(self) -> RoAST:
+        if self.masked and self.rescale and self.mask == "update":
+            raise ValueError("what is kept is divided by its probability, which makes steps of updates up to a hundred times too long: "
+                             "`mask: gradient`, or `rescale: false`")  # fmt: skip
+        return self
 
     def before_step(self, stage: Stage) -> None:
         stage.passing["micro"] = 0

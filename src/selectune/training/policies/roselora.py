@@ -52,7 +52,8 @@ class RoseLoRA(Policy):
 
     def span(self, stage: Stage) -> tuple[float, float]:
         """Return the steps between which the density falls."""
-        return self.start * stage.steps, min(self.stop * stage.steps, stage.steps - 1)
+        end = min(self.stop * stage.steps, stage.steps - 1)
+        return min(self.start * stage.steps, end), end
 
     def begin(self, stage: Stage) -> None:
         factors(stage, self.name)  # there must be some
@@ -90,5 +91,5 @@ def kept(scores: Tensor, share: float) -> Tensor:
     """Return, as 1 and 0, the entries of each row that stay: all but ``floor(length * (1 - share))``, the highest; ties by position."""
     length = scores.shape[1]
     count = length - int(length * (1 - share) + 1e-9)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    order = scores.nan_to_num(nan=-1.0).argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(scores).scatter_(1, order, 1.0)

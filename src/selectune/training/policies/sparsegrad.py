@@ -34,7 +34,8 @@ class SparseGrad(Policy):
     departs: ClassVar[str] = (
         "The gradient and the update are turned once a step, instead of the weights and every token. The bank holds gradients at the base's "
         "weights instead of those of some first steps. Entries are the largest in size (one released variant drops negative ones). These "
-        "gradients are not clipped, and there is no weight decay on them."
+        "gradients are not clipped, and there is no weight decay on them. Adam's moments are as large as the matrix, with betas of 0.9 and 0.999, "
+        "whatever `training` says."
     )
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
@@ -98,13 +99,13 @@ class SparseGrad(Policy):
 
     @staticmethod
     def _roles(stage: Stage) -> dict[str, str]:
-        """Return the matrices of the MLP that train whole, each with its role."""
+        """Return the matrices of the MLP that train whole, each with its role and shape: what turns them alike."""
         found = {}
         for block in stage.anatomy.blocks:
             for layer, role in block.linears.items():
                 value = stage.parameters.get(f"{layer}.weight")
                 if role in MLP and value is not None and value.dim() == 2 and f"{layer}.weight" not in stage.parts:
-                    found[f"{layer}.weight"] = role
+                    found[f"{layer}.weight"] = f"{role}/{value.shape[0]}x{value.shape[1]}"  # beside experts some are wider
         return found
 
 
