@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from selectune import catalogue
 from selectune.adapters import ssf
@@ -96,6 +97,21 @@ def test_ssf_scales_and_shifts_every_layer_and_norm(llama_folder):
         torch.nn.functional.rms_norm(states, (64,), norm.weight, norm.variance_epsilon) * norm.beside.scale,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear_without_bias", "conv1d", "norm"])
+@torch.no_grad()
+def test_a_folded_layer_is_the_layer_scaled_and_shifted(kind):
+    torch.manual_seed(0)
+    layer = {"linear": torch.nn.Linear(8, 6), "linear_without_bias": torch.nn.Linear(8, 6, bias=False), "conv1d": Conv1D(6, 8),
+             "norm": torch.nn.LayerNorm(8)}[kind]  # fmt: skip
+    one = ssf.ScaleAndShift(8 if kind == "norm" else 6, shifted=True)
+    for value in [*layer.parameters(), *one.parameters()]:
+        value.normal_()
+    states = torch.randn(5, 8, dtype=torch.float64)
+    expected = copy.deepcopy(layer).double()(states) * one.scale + one.shift
+    shift = one.fold(layer)
+    assert torch.allclose(layer.double()(states) + shift, expected, atol=1e-5)
 
 
 def test_a_scale_beside_a_norm_is_the_norms_weight(llama_folder):

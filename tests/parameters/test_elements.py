@@ -14,6 +14,7 @@ from selectune.parameters.factors.gradients import each_gradient, gather, rows_o
 from selectune.parameters.factors.scores import Settings, find
 from selectune.parameters.factors.targets import targets
 from selectune.parameters.factors.trial import loss_on, trial
+from selectune.parameters.selection import Part
 from selectune.parameters.spt import decide
 from tests.contracts.test_parameters import RECORDS, chosen, context
 from tests.tiny import ARCHITECTURES
@@ -30,6 +31,16 @@ def scores_of(name, base, **settings):
 def rows_by_neuron(target, tensor):
     """A tensor of a weight with one row for each output neuron."""
     return (tensor.transpose(-1, -2) if target.transposed else tensor).reshape(-1, target.shape[-1 - target.transposed])
+
+
+def are_the_largest(selection, sizes):
+    """Whether no entry that was left out is larger than one that was taken."""
+    taken, left = [], []
+    for name, value in sizes.items():
+        mask = selection.mask(name) if selection.covers(name) else torch.zeros_like(value, dtype=torch.bool)
+        taken.append(value[mask])
+        left.append(value[~mask])
+    return torch.cat(taken).min() >= torch.cat(left).max()
 
 
 def test_the_best_of_each_row_are_so_many_and_ties_go_to_the_first():
@@ -139,10 +150,10 @@ def test_smt_adds_the_gradients_of_its_warm_up_and_at_rate_zero_they_are_the_bas
 
     each_gradient(base.model, rows, total, add)
     found = method.score_entries(context(base), targets(base))
-    if len(rows) == 2:  # both sequences are in every step
-        assert all(torch.allclose(found[name], 3 * value, rtol=1e-3, atol=1e-6) for name, value in total.items())
+    assert len(rows) == 2, "both sequences are in every step"
+    assert all(torch.allclose(found[name], 3 * value, rtol=1e-3, atol=1e-6) for name, value in total.items())
     moved = make("smt:steps=3,learning_rate=0.01,side=16").score_entries(context(base), targets(base))
-    assert not torch.allclose(moved[rows and next(iter(total))], found[next(iter(total))], rtol=1e-2)
+    assert not torch.allclose(moved[next(iter(total))], found[next(iter(total))], rtol=1e-2)
 
 
 def test_smt_keeps_the_budgets_of_attention_and_mlp_apart(llama_folder):
@@ -239,12 +250,8 @@ def test_lt_sft_takes_what_a_full_trial_changes_most(llama_folder):
     found = make("lt_sft:steps=3,learning_rate=0.001,density=0.02").select(context(base))
     everything = Selection.of(base.model, [target.name for target in targets(base)])
     first = trial(context(base), everything, steps=3, learning_rate=0.001)
-    change = {name: first.change(name).abs() for name in everything.names()}
-    limit = torch.cat([value.view(-1) for value in change.values()]).sort(descending=True).values[found.count() - 1]
     assert found.count() == round(0.02 * everything.count())
-    for name, value in change.items():
-        taken = found.mask(name) if found.covers(name) else torch.zeros_like(value, dtype=torch.bool)
-        assert (value[taken] >= limit).all() and (value[~taken] <= limit).all()
+    assert are_the_largest(found, {name: first.change(name).abs() for name in everything.names()})
 
 
 def test_lt_sft_in_rounds_keeps_what_it_found_and_a_pull_changes_the_choice(llama_folder):
@@ -257,6 +264,32 @@ def test_lt_sft_in_rounds_keeps_what_it_found_and_a_pull_changes_the_choice(llam
     assert both != once
     pulled = make("lt_sft:steps=3,learning_rate=0.001,l1=1000").select(context(base))
     assert pulled != make("lt_sft:steps=3,learning_rate=0.001").select(context(base))
+
+
+def test_the_second_round_of_lt_sft_starts_where_the_first_ended(llama_folder):
+    base = load_base(llama_folder)
+    asked, options = context(base), {"steps": 2, "learning_rate": 0.001}
+    one, two = (make(f"lt_sft:steps=2,learning_rate=0.001,entries={500 * n},iterations={n}").select(asked) for n in (1, 2))
+    ticket = trial(asked, one, **options).trained
+
+    def there(model):
+        for name, part in one.parts.items():
+            part.put(model.get_parameter(name).data, ticket[name].detach())
+
+    moved = trial(asked, Selection.of(base.model, [target.name for target in targets(base)]), prepare=there, **options)
+    change = {name: moved.change(name).abs() for name in moved.trained}
+    for name, part in one.parts.items():
+        change[name][part.mask()] = 0
+    assert (one - two).count() == 0 and (two - one).count() == 500
+    assert are_the_largest(two - one, change)
+
+
+def test_the_pull_of_lt_sft_is_that_of_the_mean_distance_from_the_base():
+    selection = Selection({"w": Part((2, 3), "elements", [0, 1, 3, 5])})
+    value = torch.nn.Parameter(torch.tensor([1.0, 2.0, 4.0, 6.0]) + torch.tensor([1.0, -1.0, 0.0, 2.0]))
+    value.grad = torch.zeros(4)
+    make("lt_sft:l1=0.1")._pull({"w": torch.arange(1.0, 7.0).view(2, 3)}, selection)(0, {"w": value})
+    assert torch.allclose(value.grad, 0.1 / 4 * torch.tensor([1.0, -1.0, 0.0, 1.0]))
 
 
 @pytest.fixture
@@ -314,3 +347,8 @@ def test_grafting_chooses_the_grafts_entries(llama_folder):
     base = load_base(llama_folder)
     method = make("grafting:steps=3,density=0.01,rounds=2,examples=2")
     assert method.select(context(base)).count() == method.budget(targets(base))
+    everything = Selection.of(base.model, [target.name for target in targets(base)])
+    tuned = trial(context(base), everything, steps=3, learning_rate=0.001)
+    patch = make("grafting:steps=3,learning_rate=0.001,density=0.01,rounds=0").select(context(base))
+    assert patch.count() == method.budget(targets(base))
+    assert are_the_largest(patch, {name: tuned.change(name).abs() for name in everything.names()})

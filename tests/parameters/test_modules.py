@@ -14,6 +14,7 @@ from selectune.parameters.factors.roles import weights_by_role
 from selectune.parameters.factors.targets import targets
 from selectune.parameters.factors.units import unit_slices
 from selectune.training.partial import train_entries
+from selectune.training.prefix import frozen_blocks
 from tests.contracts.test_parameters import context
 from tests.tiny import save_tiny, tiny
 
@@ -95,6 +96,28 @@ def test_below_the_last_block_nothing_is_computed_backward(llama_folder):
         block.register_forward_pre_hook(lambda module, inputs: needs.append(inputs[0].requires_grad))
     base.model(input_ids=torch.arange(3, 30)[None])
     assert needs == [False] * 4
+
+
+@pytest.mark.parametrize(("architecture", "small"), [("llama", "auto"), ("qwen2", "norm")])
+def test_without_lower_strata_spafit_is_all_attention_matrices_and_all_norms(architecture, small, tiny_folders):
+    base = load_base(tiny_folders[architecture])
+    norms = [name for block in base.anatomy.blocks for name in block.norms]
+    expected = weights_by_role(base, "attention", biases=False) | Selection.of(base.model, norms)
+    assert choose("spafit", base, n1=0, n2=0, roles="attention", small=small) == expected and len(expected.parts) == 4 * (4 + 2)
+
+
+def test_below_the_first_cut_of_spafit_nothing_is_computed_backward(llama_folder):
+    base = load_base(llama_folder)
+    ids = torch.arange(3, 30)[None]
+    model = catalogue.create("adapters", "sparse_and_low_rank").apply(base, choose("spafit", base, n1=1), 0)
+    assert frozen_blocks(model)[1] == 1
+    needs = []
+    for block in model.model.layers:
+        block.register_forward_pre_hook(lambda module, inputs: needs.append(inputs[0].requires_grad))
+    logits = model(input_ids=ids).logits
+    assert needs == [False, False, True, True]
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, logits)
 
 
 def test_what_is_not_there_is_refused_in_one_line(llama_folder):

@@ -85,6 +85,38 @@ def test_evolution_finds_the_best_of_what_can_be_enumerated(seed):
     assert len(few.values) == 7
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_evolution_gets_nearer_than_chance(seed):
+    source = random.Random(seed)
+    target, *codes = [tuple(source.choices(range(4), k=8)) for _ in range(141)]
+
+    def near(code):
+        return -sum(one != other for one, other in zip(code, target, strict=True))
+
+    values = Table(near)
+    evolve(8, 4, values, torch.Generator().manual_seed(seed), population=20, generations=15, parents=8)
+    assert len(values.values) == 140
+    last = [*values.values.values()][-8:]
+    assert sum(last) / 8 > sum(map(near, codes)) / 140 / 2  # not half as far
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_mutation_a_childs_digits_are_those_of_two_of_the_best(seed):
+    """But where it would be known already: one of its digits is drawn anew."""
+    source = random.Random(seed)
+    values = Table(lambda code: source.random())
+    evolve(8, 50, values, torch.Generator().manual_seed(seed), population=20, generations=1, parents=8, mutation=0.0)
+    codes = list(values.values)
+    best = sorted(codes[:20], key=values, reverse=True)[:8]
+    drawn = 0
+    for child in codes[20:]:
+        foreign = [[digit not in (m, f) for digit, m, f in zip(child, mother, father, strict=True)]
+                   for mother, father in itertools.combinations(best, 2)]  # fmt: skip
+        drawn += min(map(sum, foreign))
+        assert min(map(sum, foreign)) == 0 or min(sum(map(int.__ne__, child, parent)) for parent in best) == 1
+    assert len(codes) == 28 and drawn < 8
+
+
 def test_finalists_are_the_best_that_are_far_enough_apart():
     source = random.Random(1)
     known = {code: source.random() for code in itertools.product(range(3), repeat=4)}

@@ -7,6 +7,7 @@ from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
 from selectune.parameters.cofitune import BOTH, children
+from selectune.parameters.factors.gradients import each_gradient, first, rows_of
 from selectune.parameters.factors.roles import weights_by_role
 from selectune.parameters.factors.search import Trials
 from tests.contracts.test_parameters import context
@@ -68,10 +69,28 @@ def test_halves_of_blocks_and_prefiltered_candidates(base, told):
     told(lambda selection: len(selection.names()))
     chosen = made("subtuning", unit="half", candidates=8, most=2).select(context(base))
     assert chosen == weights_by_role(base, "attention", blocks=[0, 1])  # four tensors each, three in an MLP; ties by index
-    tried = made("subtuning", candidates=2).promising(
-        context(base), [Selection.of(base.model, b.parameters) for b in base.anatomy.blocks]
-    )
-    assert len(tried) == 2
+
+
+@pytest.mark.parametrize(("whole", "goes_on"), [(1, [(1, 2, 3), (0, 2, 3)]), (-1, [(0,), (1,)])])
+def test_a_search_either_way_starts_from_the_better_of_all_and_nothing(whole, goes_on, base, told):
+    asked = told(lambda selection: whole if blocks_in(selection) == (0, 1, 2, 3) else -0.5 if selection.parts else 0)
+    made("subtuning", candidates=4, direction="auto").select(context(base))
+    assert [blocks_in(one) for one in asked][:4] == [(0, 1, 2, 3), (), *goes_on]
+
+
+def test_the_promising_units_have_the_largest_mean_squared_gradients(base):
+    asked, squares = context(base), {}
+    selections = made("subtuning", unit="half").units(asked)
+
+    def add(name, gradient, tokens):
+        squares[name] = squares.get(name, 0.0) + float((gradient / tokens).square().sum())
+
+    names = {name for one in selections for name in one.names()}
+    each_gradient(base.model, rows_of(asked, first(asked.train, 64), packed=True), names, add)
+    means = [sum(squares[name] for name in one.names()) / one.count() for one in selections]
+    for count in (2, 5):
+        tried = made("subtuning", unit="half", candidates=count).promising(asked, selections)
+        assert tried == sorted(sorted(range(8), key=means.__getitem__)[-count:])
 
 
 def test_the_search_for_a_place_tries_every_place_and_takes_the_best(base, told):
@@ -89,6 +108,13 @@ def test_the_search_for_a_place_tries_every_place_and_takes_the_best(base, told)
     assert places.names() == ["model.layers.2.mlp.down_proj.weight"] and not asked
     with pytest.raises(UserError, match="the base has 4"):
         made("locft", block=4).select(context(base))
+
+
+def test_a_whole_block_is_tried_at_a_tenth_of_the_rate_of_a_matrix(base, monkeypatch):
+    rates = {}
+    monkeypatch.setattr(Trials, "__call__", lambda self, tried: float(rates.setdefault(len(tried.parts), self.learning_rate)))
+    made("locft", every=2, modules="down/block").select(context(base))
+    assert rates == {1: 5e-4, len(base.anatomy.blocks[0].parameters): pytest.approx(5e-5)}
 
 
 def test_the_tree_goes_from_halves_to_quarters_to_modules(base, told):

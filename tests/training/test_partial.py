@@ -114,6 +114,32 @@ def test_training_a_part_is_masked_dense_training(architecture, form, tiny_folde
 
 
 @pytest.mark.parametrize("form", ["rows", "columns", "blocks", "elements"])
+def test_training_every_part_of_a_matrix_is_training_it_whole(form):
+    """Three steps of AdamW: with all rows, columns, squares or entries of the layers as with the layers themselves."""
+    blocks = Anatomy.of(tiny("llama")).blocks
+    whole = Selection.of(tiny("llama"), [f"{name}.weight" for block in blocks for name in block.linears])
+    parts = {}
+    for name, part in whole.parts.items():
+        down, across = part.shape
+        count = {"rows": down, "columns": across, "blocks": down * across // 256, "elements": down * across}[form]
+        parts[name] = Part(part.shape, form, range(count), 16)
+    ends = []
+    for selection in (whole, Selection(parts)):
+        model = tiny("llama")
+        optimiser = torch.optim.AdamW(train_entries(model, selection).values(), lr=1e-3, weight_decay=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            (loss(model) / 10).backward()
+            optimiser.step()
+        release_entries(model, torch.float32)
+        ends.append(model.state_dict())
+    began = tiny("llama").state_dict()
+    for name, value in ends[0].items():
+        assert torch.equal(value, began[name]) != whole.covers(name), name
+        assert torch.allclose(ends[1][name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize("form", ["rows", "columns", "blocks", "elements"])
 def test_bf16_weights_hold_fp32_entries(form):
     """Updates far below bf16's resolution add up in the entries and reach the weight when they are large enough."""
     model = tiny("llama").to(torch.bfloat16)

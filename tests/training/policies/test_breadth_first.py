@@ -1,11 +1,15 @@
 """Breadth first: what is known is passed over, and training ends when an epoch was."""
 
 import json
+from itertools import pairwise
 
 import torch
+from torch.nn import functional
 
+from selectune.data import Encoder, pack
+from selectune.models import load_base
 from selectune.training.policies.breadth_first import mean
-from tests.training.policies.running import run, same
+from tests.training.policies.running import RECORDS, blocks, run, same
 from tests.training.policies.staged import batch, make, stage
 
 
@@ -52,6 +56,27 @@ def test_training_ends_after_the_first_epoch_below_the_limit(tmp_path, llama_fol
     assert means[-1] < enough < means[-2]
     assert "eval_loss" in lines[-1] or "eval_loss" in lines[-2], "what is left is measured, and may be the best"
     assert (tmp_path / "checkpoints" / f"checkpoint-{made.result.steps}").is_dir()
+
+
+def test_one_batch_of_all_records_is_one_step_of_adamw_on_the_mean_loss_of_their_tokens(tmp_path, llama_folder):
+    base = load_base(llama_folder, dtype=torch.float32)
+    encoder = Encoder(base.tokenizer, 64)
+    rows = pack([piece for record in RECORDS for piece in encoder.encode(record)], 64)[:-2]  # as the run packs them
+    made = run(tmp_path, llama_folder, "breadth_first:enough=0", choose=blocks, steps=1, rate=1e-3, weight_decay=0.0, clip_norm=None,
+               evaluations=0, batch_sequences=len(rows), micro_batch_sequences=1)  # fmt: skip
+    weights = {name: base.model.get_parameter(name).requires_grad_(True) for name in made.selection.names()}
+    total, tokens = 0.0, 0
+    for row in rows:
+        starts = [*(row["position_ids"] == 0).nonzero().view(-1).tolist(), 64]
+        for start, end in pairwise(starts):  # each record by itself
+            ids, labels = row["input_ids"][start:end], row["labels"][start + 1 : end]
+            total += functional.cross_entropy(base.model(input_ids=ids[None]).logits[0, :-1], labels, reduction="sum")
+            tokens += int((labels != -100).sum())
+    (total / tokens).backward()
+    torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0).step()
+    for name, value in weights.items():
+        assert not torch.equal(made.after[name], made.base[name])
+        assert torch.isclose(made.after[name], value, atol=1e-6).float().mean() > 0.999, name  # but where a gradient is rounding
 
 
 def test_what_was_done_stays_done():

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from selectune.errors import UserError
+from selectune.training.policies import roselora
 from selectune.training.policies.fslora import FSLoRA, sketch
+from selectune.training.policies.low_rank import Factors
 from selectune.training.policies.roselora import RoseLoRA, density_at, kept
 from tests.training.policies.running import blocks, run, same
 
@@ -31,6 +33,23 @@ def test_each_row_keeps_its_most_sensitive_entries():
     for share, count in ((0.1, 2), (0.33, 7), (0.99, 20), (1.0, 20)):
         for row, mask in zip(scores.tolist(), kept(scores, share)):
             assert mask.nonzero().squeeze(-1).tolist() == sorted(sorted(range(20), key=lambda i: (-row[i], i))[:count])
+
+
+def test_sensitivities_are_smoothed_and_the_largest_of_each_row_of_a_and_column_of_b_stay(monkeypatch):
+    down = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    up = torch.nn.Parameter(-down.detach().t().clone())
+    one = Factors(torch.nn.Identity(), "down", down, "up", up)
+    monkeypatch.setattr(roselora, "factors", lambda stage, policy: {"layer": one})
+    stage = SimpleNamespace(tensors={}, step=6, steps=10)
+    policy = RoseLoRA(density=0.5)
+    for gradient in ([4.0, 3.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0]):
+        down.grad, up.grad = torch.tensor([gradient]), torch.tensor([gradient]).t()
+        policy.gradients(stage)
+    smoothed = torch.tensor([[3.4, 5.2, 5.4, 4.0]])  # 0.8 x [4, 6, 6, 4] + 0.2 x [1, 2, 3, 4]
+    assert torch.allclose(stage.tensors["down"], smoothed) and torch.allclose(stage.tensors["up"], smoothed.t())
+    with torch.no_grad():
+        policy.after_step(stage)
+    assert down.tolist() == [[0, 2, 3, 0]] and up.t().tolist() == [[0, -2, -3, 0]]
 
 
 def test_roselora_ends_at_its_density_whichever_checkpoint_is_best(tmp_path, llama_folder):
@@ -105,6 +124,7 @@ def test_they_need_low_rank_adapters(tmp_path, llama_folder):
 
 
 def test_a_span_at_the_very_end_prunes_at_its_last_step():
+    assert RoseLoRA(start=0.1, stop=0.6).span(SimpleNamespace(steps=50)) == pytest.approx((5, 30))
     begin, end = RoseLoRA(start=0.9, stop=1.0).span(SimpleNamespace(steps=5))
     assert begin <= end == 4 and density_at(4, begin, end, 0.1) == 0.1
     assert kept(torch.tensor([[float("nan"), 1.0, 2.0]]), 0.34).tolist() == [[0.0, 1.0, 1.0]]
