@@ -452,6 +452,9 @@ class Chain:
             base = self.load_base(quantised=False)  # scores need gradients, which 4-bit weights have not
             context = self.context(base, meter)
             selection = self.parameters.select(context)
+            if not selection.parts:
+                raise UserError(f"'{self.parameters.name}' chose nothing on this base", field="parameters", expected="weights that it has",
+                                mend="larger shares or bands, or other `targets`")  # fmt: skip
             selection.save(self.run.path("selection.safetensors"))
             scores = context.block_scores
             blocks = [

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from selectune import catalogue
 from selectune.adapters import ssf
 from selectune.adapters.attached import attachments
-from selectune.data import Encoder
+from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models import load_base
@@ -204,3 +204,14 @@ def test_norms_that_add_one_are_told_by_what_they_do():
         with torch.no_grad():
             before = norm.weight.clone()
             assert ssf._offset(norm) == expected and torch.equal(norm.weight, before)
+
+
+def test_a_record_without_room_is_passed_over_by_sct(llama_folder):
+    base = load_base(llama_folder)
+    unread = Record("chat", (Message("user", "lamp " * 300), Message("assistant", "on")))
+    plain, mixed = context(base), context(base)
+    mixed.train = [unread, *RECORDS]
+    chosen = [catalogue.create("parameters", "sct:examples=20").select(asked).parts for asked in (plain, mixed)]
+    assert {name: part.index.tolist() for name, part in chosen[0].items()} == {
+        name: part.index.tolist() for name, part in chosen[1].items()
+    }

@@ -12,6 +12,7 @@ from selectune.adapters.snella import KernelChange, kernel
 from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
+from selectune.parameters.selection import Part
 from tests.contracts.test_forms_and_parameters import logits
 from tests.training.policies.running import blocks, run, same
 
@@ -96,3 +97,16 @@ def test_matrices_share_the_budget_by_their_sensitivity_and_resume(tmp_path, lla
     assert same(again.after, made.after)
     with pytest.raises(UserError, match="form 'snella'"):
         run(tmp_path / "full", llama_folder, "snella")
+
+
+def test_the_last_step_reaches_the_sparsity_and_chosen_entries_are_refused(tmp_path, llama_folder):
+    made = run(
+        tmp_path, llama_folder, {"method": "snella", "sparsity": 0.5, "every": 100}, choose=blocks, form="snella:rank=4", steps=3
+    )
+    matrices = attachments(made.model).values()
+    whole = sum(one.rows.shape[1] * one.columns.shape[1] for one in matrices)
+    assert sum(int(one.nonzeros) for one in matrices) == round(0.5 * whole)
+    base = load_base(llama_folder)
+    part = Selection({"model.layers.1.mlp.up_proj.weight": Part((128, 64), "rows", [1, 5])})
+    with pytest.raises(UserError, match="parts of them were chosen"):
+        catalogue.create("adapters", "snella").apply(base, part, 0)

@@ -172,3 +172,11 @@ def test_weak_columns_are_the_most_sensitive_to_rounding(tiny_folders):
     with pytest.raises(UserError, match="k"):
         chosen_raw = catalogue.create("parameters", "weak_columns:k=65,examples=1")
         chosen_raw.select(context(load_base(tiny_folders["llama"])))
+
+
+def test_entries_without_any_fisher_do_not_drown_the_others():
+    plain = torch.cat([torch.zeros(10), torch.ones(10)])
+    other = torch.cat([torch.full((5,), 5.0), torch.zeros(5), torch.full((10,), 3.0)])
+    found = robust(plain, other, 0.2)
+    assert found.isfinite().all() and (found[10:] > 1).all() and (found[5:10] == 0).all()
+    assert robust(torch.zeros(4), torch.zeros(4), 0.2).tolist() == [0] * 4

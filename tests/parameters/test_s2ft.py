@@ -9,9 +9,10 @@ from selectune.models import load_base
 from selectune.parameters import Selection
 from selectune.parameters.factors.gradients import first
 from selectune.parameters.factors.scores import Settings, find
-from selectune.parameters.factors.targets import targets
+from selectune.parameters.factors.targets import Target, targets
+from selectune.parameters.s2ft import _has_units
 from tests.contracts.test_parameters import RECORDS, context
-from tests.tiny import tiny
+from tests.tiny import save_tiny, tiny
 
 
 def choose(base, **values):
@@ -105,3 +106,11 @@ def test_nothing_and_less_than_one_are_refused_and_so_are_experts(llama_folder, 
         choose(base, down=0.0001)
     with pytest.raises(UserError, match="no dense down"):
         choose(load_base(tiny_folders["mixtral"]), down=0.1)
+
+
+def test_a_wider_expert_that_all_share_has_no_channels_of_the_block_and_mixed_rows_are_refused(tmp_path):
+    blocks = load_base(save_tiny("qwen2_moe", tmp_path, shared_expert_intermediate_size=192)).anatomy.blocks
+    shared = Target("model.layers.0.mlp.shared_expert.down_proj.weight", (64, 192), "down", 0)
+    assert not _has_units(shared, "down", blocks[0]) and _has_units(Target("down", (64, 128), "down", 0), "down", blocks[0])
+    with pytest.raises(UserError, match="laid out in a way of their own"):
+        _has_units(Target("model.layers.0.attention.query_key_value.weight", (128, 64), "query_key_value", 0), "value", blocks[0])

@@ -178,3 +178,10 @@ def test_the_budget_of_trials_is_kept_and_the_meter_runs(name, base, monkeypatch
     chosen = made(name, **FAST, trials=3, **extra).select(asked)
     assert len(calls) == 3 and chosen.count() > 0
     assert asked.meter.cost.backward_tokens > 0 and asked.examples_scored == 4
+
+
+def test_a_search_of_which_every_trial_diverges_is_told(llama_folder, tiny_folders):
+    with pytest.raises(UserError, match="diverged"):
+        catalogue.create("parameters", "cofitune:steps=3,learning_rate=1e30,examples=4").select(context(load_base(llama_folder)))
+    with pytest.raises(UserError, match="stacks of experts"):
+        catalogue.create("parameters", "spt:targets=mlp").select(context(load_base(tiny_folders["mixtral"])))

@@ -1,9 +1,11 @@
 """Selections obey the algebra of masks, count exactly and survive their file."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selectune.errors import UserError
 from selectune.parameters.selection import Part, Selection
 
 SHAPE = (4, 6)
@@ -40,3 +42,10 @@ def test_counts_are_those_of_the_masks_and_files_are_exact(tmp_path_factory, sel
     selection.save(file)
     loaded = Selection.load(file)
     assert loaded == selection and loaded.parts == dict(sorted(selection.parts.items()))
+
+
+def test_selections_of_two_models_are_refused():
+    one, two = (Selection({"weight": Part((side, 4), "rows", [0, 1])}) for side in (4, 8))
+    for rule in (lambda: one | two, lambda: one & two, lambda: one - two):
+        with pytest.raises(UserError, match="selections of one model"):
+            rule()

@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from selectune.models import Base
 
 
+def whole_layers(base: Base, selection: Selection, form: str) -> list[str]:
+    """Return the linear layers of the blocks whose weights were chosen.
+
+    Raises:
+        UserError: none was chosen, or parts of one, which an adapter beside the whole cannot heed.
+    """
+    found = [name for block in base.anatomy.blocks for name, role in block.linears.items()
+             if role != "router" and selection.covers(f"{name}.weight")]  # fmt: skip
+    if not found:
+        raise UserError("no linear layer is among the chosen weights", field="form", expected="whole matrices or blocks",
+                        mend="`form: full` trains what was chosen in place")  # fmt: skip
+    if any(selection.parts[f"{name}.weight"].form != "whole" for name in found):
+        raise UserError(f"'{form}' trains beside whole matrices, and parts of them were chosen", field="form",
+                        mend="`form: full` trains the chosen entries in place")  # fmt: skip
+    return found
+
+
 class LoRA(Form):
     """Low-rank adapters on every linear layer whose weight was chosen."""
 
@@ -74,18 +91,7 @@ class LoRA(Form):
         model.save_pretrained(folder, save_embedding_layers=False)
 
     def _targets(self, base: Base, selection: Selection, short: bool = True) -> list[str]:
-        """The linear layers whose weights were chosen; by their last names, when those are all of the base's.
-
-        Raises:
-            UserError: none was chosen, or parts of one, which an adapter beside the whole cannot heed.
-        """
+        """The linear layers whose weights were chosen; by their last names, when those are all of the base's."""
         linears = [name for block in base.anatomy.blocks for name in block.linears]
-        full = [name for block in base.anatomy.blocks for name, role in block.linears.items()
-                if role != "router" and selection.covers(f"{name}.weight")]  # fmt: skip
-        if not full:
-            raise UserError("no linear layer is among the chosen weights", field="form", expected="whole matrices or blocks",
-                            mend="`form: full` trains what was chosen in place")  # fmt: skip
-        if any(selection.parts[f"{name}.weight"].form != "whole" for name in full):
-            raise UserError(f"'{self.name}' trains beside whole matrices, and parts of them were chosen", field="form",
-                            mend="`form: full` trains the chosen entries in place")  # fmt: skip
+        full = whole_layers(base, selection, self.name)
         return sorted({name.rpartition(".")[2] for name in full}) if short and len(full) == len(linears) else full

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from selectune.adapters.attached import AttachedForm, Attachment, Settings, is_transposed, touched
+from selectune.adapters.attached import AttachedForm, Attachment, Settings, is_transposed
+from selectune.adapters.lora import whole_layers
 from selectune.parameters.factors.allocation import best
 from selectune.parameters.selection import Selection
 
@@ -46,13 +47,7 @@ class SNELLA(AttachedForm):
     """Share of each matrix that does not change."""
 
     def places(self, base: Base, selection: Selection) -> dict[str, Settings]:
-        blocks = touched(base, selection)
-        return {
-            name: {}
-            for block in blocks
-            for name, role in block.linears.items()
-            if role != "router" and selection.covers(f"{name}.weight")
-        }
+        return {name: {} for name in whole_layers(base, selection, self.name)}
 
     def build(self, layer: Any, settings: Settings, seed: int) -> Attachment:
         outputs, inputs = layer.weight.shape[::-1] if is_transposed(layer) else layer.weight.shape

@@ -96,19 +96,32 @@ class ExpertPool:
         """Within, the model computes each sequence of a batch with its own adapter; without, it is the base.
 
         Args:
-            adapters: one for each sequence of the batches that follow.
+            adapters: one for each sequence of the batches that follow, or for as many in a row (beams) as there are more.
 
         Raises:
-            UserError: an unknown one.
+            UserError: none, or an unknown one; a batch that is no multiple of them.
         """
+        if not adapters:
+            raise UserError(
+                "no tuned experts are named", field="adapters", expected="one for each sequence, or None for the base"
+            )
         for name in adapters:
             if name not in self._numbers:
                 raise UserError(f"no tuned experts are called '{name}'{nearest(str(name), self.names())}", field="adapters",
                                 expected=f"one of {', '.join(self.names())}, or None for the base")  # fmt: skip
         self._tokens = torch.tensor([self._numbers[name] for name in adapters], device=self.model.device)
+
+        def look(model: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            given = named.get("input_ids", named.get("inputs_embeds", inputs[0] if inputs else None))
+            if given is not None and len(given) % len(adapters):
+                raise UserError(f"{len(given)} sequences come together, and adapters were named for {len(adapters)}", field="adapters",
+                                expected="one for each sequence")  # fmt: skip
+
+        handle = self.model.register_forward_pre_hook(look, with_kwargs=True)
         try:
             yield self.model
         finally:
+            handle.remove()
             self._tokens = None
 
     def _rerouted(self, block: int) -> Any:
@@ -116,10 +129,6 @@ class ExpertPool:
             if self._tokens is None:
                 return None
             hidden, chosen, *rest = inputs
-            if len(chosen) % len(self._tokens):
-                raise UserError(
-                    f"a batch is no multiple of the {len(self._tokens)} sequences that adapters were named for", field="adapters"
-                )
             number = self._tokens.repeat_interleave(len(chosen) // len(self._tokens))
             return hidden, self._places[block][number[:, None], chosen], *rest
 

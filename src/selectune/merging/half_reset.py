@@ -45,9 +45,10 @@ class HalfReset(Finish):
     def finish(self, model: Any, context: Context) -> dict[str, Any]:
         reset = draw(context.base.anatomy, context.generator, level=self.level, ratio=self.ratio, balanced=self.balanced)
         values, originals = dict(model.named_parameters()), dict(context.base.model.named_parameters())
+        returned = sum(int((values[name] != originals[name]).sum()) for name in reset)
         for name in reset:
             values[name].copy_(originals[name])
-        return {"weights returned": sum(originals[name].numel() for name in reset)}
+        return {"weights returned": returned}
 
 
 def half_reset(

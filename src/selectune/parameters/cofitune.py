@@ -5,6 +5,7 @@ Knows: the tree of bands and modules. Does not know: the fine part of the method
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from pydantic import Field
 from selectune.errors import UserError
 from selectune.parameters.factors.roles import weights_by_role
 from selectune.parameters.factors.search import descend
+from selectune.parameters.factors.trial import Diverged
 from selectune.parameters.method import Context
 from selectune.parameters.searched import Searched
 from selectune.parameters.selection import Selection
@@ -67,6 +69,9 @@ class CoFiTune(Searched):
                 for block in self._blocks(context, start, end):
                     context.block_scores[block] = max(value, context.block_scores.get(block, value))
         best = worth.best()
+        if worth.values[best] == -math.inf:
+            raise Diverged("every short training of the search diverged", field="parameters.learning_rate",
+                           expected=f"less than {self.learning_rate:g}")  # fmt: skip
         context.notes.append(
             f"Blocks {best[0]:.0%} to {best[1]:.0%} of the depth, {best[2].replace('+', ', ')}, of {len(worth.values)} choices tried."
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from selectune.errors import UserError
 from selectune.parameters.factors.allocation import best
 from selectune.parameters.factors.patching import Pair, effects, made_pairs, mlp_of, read_pairs
-from selectune.parameters.factors.targets import Target, targets
+from selectune.parameters.factors.targets import Target, in_order, targets
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Part, Selection
 
@@ -95,6 +95,7 @@ def key_heads(heads: Tensor, counts: list[int], k: int) -> dict[int, list[int]]:
 def _lines(target: Target, base: object, heads: list[int], key_value: bool) -> list[int]:
     """Return the rows (columns, of the output) of a matrix that belong to some heads of its block."""
     block = base.anatomy.blocks[target.block]  # type: ignore[attr-defined]
+    in_order(target, block)
     size, share = block.head_size, block.heads // block.key_value_heads
 
     def span(offset: int, units: list[int]) -> list[int]:

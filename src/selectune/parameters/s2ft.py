@@ -22,7 +22,7 @@ from selectune.models.anatomy import Block
 from selectune.parameters.factors.allocation import best
 from selectune.parameters.factors.gradients import first, gather
 from selectune.parameters.factors.inputs import input_moments
-from selectune.parameters.factors.targets import Target, targets
+from selectune.parameters.factors.targets import Target, in_order, targets
 from selectune.parameters.factors.units import Slice
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
@@ -72,7 +72,11 @@ class S2FT(ParameterMethod):
     def _choose(self, context: Context, kind: str, share: float) -> Selection:
         blocks = context.base.anatomy.blocks
         role = {"output": "attention_output"}.get(kind, kind)
-        slices = [_slice(target, kind, blocks[target.block]) for target in targets(context.base, role) if len(target.shape) == 2]
+        slices = [
+            _slice(target, kind, blocks[target.block])
+            for target in targets(context.base, role)
+            if _has_units(target, kind, blocks[target.block])
+        ]
         if not slices:
             raise UserError(f"this base has no dense {kind} projection", field=f"parameters.{kind}", expected="0")
         counts = [_count(kind, blocks[piece.target.block]) for piece in slices]
@@ -109,7 +113,8 @@ class S2FT(ParameterMethod):
     def _activations(self, context: Context, kind: str, slices: list[Slice], counts: list[int]) -> list[Tensor]:
         """Return the root mean square of what each unit hands to the projection that leads out of it."""
         following = "down" if kind in ("up", "down") else "attention_output"
-        leading = {target.block: target for target in targets(context.base, following) if len(target.shape) == 2}
+        blocks = context.base.anatomy.blocks
+        leading = {t.block: t for t in targets(context.base, following) if _has_units(t, following, blocks[t.block])}
         moments = input_moments(context, list(leading.values()), first(context.train, self.examples))
         return [
             moments[leading[piece.target.block].name].view(count, -1).mean(1).sqrt()
@@ -119,6 +124,18 @@ class S2FT(ParameterMethod):
 
 def _count(kind: str, block: Block) -> int:
     return {"value": block.key_value_heads, "output": block.heads}.get(kind, block.channels)
+
+
+def _has_units(target: Target, kind: str, block: Block) -> bool:
+    """Whether a matrix is cut into the block's units; an expert that all share may be wider, and its channels are others."""
+    if len(target.shape) != 2:
+        return False
+    inputs, outputs = (0, 1) if target.transposed else (1, 0)
+    if kind in ("up", "down"):
+        fused = 2 if kind == "up" and target.role == "gate_up" else 1
+        return target.shape[inputs if kind == "down" else outputs] == fused * block.channels
+    in_order(target, block)
+    return True
 
 
 def _slice(target: Target, kind: str, block: Block) -> Slice:

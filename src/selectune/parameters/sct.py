@@ -84,7 +84,8 @@ class SalientChannels(ParameterMethod):
             for target in eligible:
                 layer = model.get_submodule(target.name.removesuffix(".weight"))
                 stack.callback(layer.register_forward_hook(watch(target)).remove)
-            for record in records:
+            rows_of(context, records)  # some of them have something to learn
+            for record in (one for one in records if context.encoder.encode(one)):
                 source = record.source
                 for row in rows_of(context, [record]):
                     batch = batch_of(model, [row])

@@ -22,6 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from selectune.errors import UserError
+
 Form = Literal["whole", "rows", "columns", "blocks", "elements"]
 
 
@@ -206,6 +208,9 @@ class Selection:
             one, two = self.parts.get(name), other.parts.get(name)
             if one is None or two is None:  # only of | and -, where the one that is there is the result
                 parts[name] = one or two
+            elif one.shape != two.shape:
+                raise UserError(f"'{name}' is of shape {list(one.shape)} here and {list(two.shape)} there", field="selection",
+                                expected="selections of one model")  # fmt: skip
             elif one._alike(two) and one.form != "whole":
                 both = torch.cat([one.index, two.index]).unique()
                 index = both[rule(torch.isin(both, one.index), torch.isin(both, two.index))]

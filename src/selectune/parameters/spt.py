@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from selectune.errors import UserError
 from selectune.parameters.factors.allocation import best
 from selectune.parameters.factors.gradients import gather
 from selectune.parameters.factors.targets import Target, targets
@@ -75,6 +76,9 @@ class SPT(Budgeted):
     def select(self, context: Context) -> Selection:
         budget = self.budget(targets(context.base, self.targets))
         eligible = self.tensors(context)
+        if all(len(target.shape) != 2 for target in eligible):
+            raise UserError(f"'{self.targets}' of this base are stacks of experts, and no matrices are left", field="parameters.targets",
+                            expected="attention, or linear")  # fmt: skip
         scores = gather(context, [t.name for t in eligible], ["squared"], examples=self.examples, packed=True)["squared"]
         sizes = torch.tensor([target.count for target in eligible])
         flat = torch.cat([scores.pop(target.name).view(-1) for target in eligible])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from selectune.errors import UserError
 from selectune.parameters import Selection
 from tests.tiny import ARCHITECTURES, tiny
 from tests.training.policies.running import blocks, run
@@ -55,3 +56,11 @@ def test_a_new_half_each_epoch_and_the_rest_does_not_move(tmp_path, llama_folder
         assert all(counts(changed, block)[0] == 2 for block in range(4))
         assert {sum(counts(changed, block)[1] for block in range(4))} == {6}
     assert run(tmp_path / "b", llama_folder, "half:every=1", choose=blocks, evaluations=0)
+
+
+def test_a_draw_of_nothing_that_may_train_is_refused(tmp_path, llama_folder):
+    def last(model):
+        return Selection.of(model, [name for name, _ in model.named_parameters() if ".layers.3." in name])
+
+    with pytest.raises(UserError, match="drew nothing that may train"):
+        run(tmp_path, llama_folder, {"method": "half", "level": "layer", "every": 1}, choose=last, steps=12)

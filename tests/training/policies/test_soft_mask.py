@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from selectune.errors import UserError
 from selectune.models import Anatomy
 from selectune.training.partial import train_entries
 from selectune.training.policies import soft_mask
 from selectune.training.policies.dropout import branches
 from tests.tiny import tiny
-from tests.training.policies.running import mixed, run, same
+from tests.training.policies.running import blocks, mixed, run, same
 from tests.training.policies.staged import batch, make, stage
 
 
@@ -94,3 +95,8 @@ def test_full_importance_leaves_rows_as_they_are(mask, tmp_path, llama_folder, m
 def test_a_mask_makes_a_difference(tmp_path, llama_folder):
     plain = run(tmp_path / "a", llama_folder)
     assert not same(plain.after, run(tmp_path / "b", llama_folder, "soft_mask:dropout=0.1,examples=4").after)
+
+
+def test_adapters_are_refused_in_one_line(tmp_path, llama_folder):
+    with pytest.raises(UserError, match="form: full"):
+        run(tmp_path, llama_folder, "soft_mask", choose=blocks, form="lora:rank=4")

@@ -22,7 +22,7 @@ from selectune.parameters.factors.targets import Target
 if TYPE_CHECKING:
     from selectune.parameters.method import Context
 
-_FLOOR = 0.1  # of a tensor's Fisher values, what counts as none
+_FLOOR = 0.1  # of a tensor's Fisher values above zero, what counts as none
 
 
 @score
@@ -37,8 +37,8 @@ def domain_robust_fisher(context: Context, targets: Sequence[Target], settings: 
 
 def robust(plain: Tensor, other: Tensor, shift: float) -> Tensor:
     """Return the score of one tensor from its two Fisher diagonals."""
-    place = max(1, int(_FLOOR * plain.numel()))
-    floor = plain.view(-1).kthvalue(place).values.clamp(min=torch.finfo(plain.dtype).tiny)
+    felt = plain[plain > 0]  # an expert that no token met, or a unit that is never on, has nothing but zeros
+    floor = felt.kthvalue(max(1, int(_FLOOR * len(felt)))).values if len(felt) else torch.ones((), device=plain.device)
     change = (plain - other).abs() / (torch.minimum(plain, other) + floor)
     scale = plain.mean() / change.mean() if change.any() else 0.0
     return plain + math.exp(-shift) * scale * change

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from selectune.errors import UserError
 from selectune.training.policies.policy import Policy, Stage
 
 
@@ -29,6 +30,9 @@ class Sampled(Policy, ABC):
     def before_step(self, stage: Stage) -> None:
         if "active" not in stage.numbers or self.due(stage):
             active = self.draw(stage)
+            if not active:
+                raise UserError(f"'{self.name}' drew nothing that may train", field="policy", expected="a choice of more blocks or matrices",
+                                mend="choose more weights, or draw a larger share")  # fmt: skip
             if self.forgets():
                 stage.forget(set(stage.numbers.get("active", [])) - active)
             stage.numbers["active"] = sorted(active)

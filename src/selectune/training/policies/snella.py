@@ -60,14 +60,15 @@ class SNELLACompetition(Policy):
 
     def after_step(self, stage: Stage) -> None:
         matrices = stage.passing["matrices"]
-        if stage.step % self.every:
+        end = min(0.6 * stage.steps, stage.steps - 1)
+        if stage.step % self.every and stage.step < end:
             return
         sizes = [one.rows.shape[1] * one.columns.shape[1] for one in matrices.values()]
         scores = []
         for name in matrices:
             both = [stage.tensors[f"{name}.{key}.mean"] * stage.tensors[f"{name}.{key}.spread"] for key in ("rows", "columns")]
             scores.append(both[0].mean() + both[1].mean())
-        share = density_at(stage.step, 0.1 * stage.steps, 0.6 * stage.steps, 1 - self.sparsity)
+        share = density_at(stage.step, min(0.1 * stage.steps, end), end, 1 - self.sparsity)
         counts = apportion(round(share * sum(sizes)), torch.stack(scores).tolist(), sizes)
         for one, count in zip(matrices.values(), counts, strict=True):
             one.nonzeros.fill_(count)

@@ -50,6 +50,10 @@ class SoftMask(Masked):
     """Training sequences that importance is measured on."""
 
     def before_step(self, stage: Stage) -> None:
+        if hasattr(stage.whole.model, "disable_adapter"):
+            raise UserError(
+                "importance is of the base's own outputs, and adapters train beside them", field="policy", expected="form: full"
+            )
         if not stage.tensors:
             stage.tensors = self.measure(stage)
 

@@ -51,10 +51,12 @@ class SparseLoRA(Policy):
         edge = round(self.dense_blocks * len(blocks))
         stage.passing["tokens"] = None
         for block in blocks[edge : len(blocks) - edge]:
-            unit: Any = stage.whole.causal.get_submodule(block.prefix).get_submodule("mlp")
+            unit: Any = getattr(stage.whole.causal.get_submodule(block.prefix), "mlp", None)
             if any(not hasattr(unit, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
                 raise UserError(
-                    "the MLPs of this base are not gated", field="policy", expected="a base such as Llama, Qwen or Mistral"
+                    "the MLPs of this base have no gate of its own",
+                    field="policy",
+                    expected="a base such as Llama, Qwen or Mistral",
                 )
             for layer in (unit.gate_proj, unit.up_proj, unit.down_proj):
                 _check(layer)

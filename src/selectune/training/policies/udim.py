@@ -119,7 +119,8 @@ def penalise(stage: Stage, batch: Batch, shift: Tensor, weight: float) -> None:
     handle = embeddings.register_forward_hook(lambda module, inputs, output: output + moved.to(output.dtype))
     try:
         with last_states(stage.whole) as found:
-            stage.whole(**twice, weights=torch.zeros_like(twice["labels"], dtype=torch.float32))  # nothing meets the vocabulary
+            # nothing meets the vocabulary
+            stage.whole(**(twice | {"weights": torch.zeros_like(twice["labels"], dtype=torch.float32)}))
     finally:
         handle.remove()
     stage.meter.count(forward=twice["input_ids"].numel(), backward=twice["input_ids"].numel())
