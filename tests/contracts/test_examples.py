@@ -55,7 +55,9 @@ def pool(folder, records=RECORDS, seed=0, target=TARGET):
 
 def make(name, **values):
     known = METHODS[name].model_fields
-    return catalogue.create("examples", {"method": name} | {key: v for key, v in (SMALL | OWN.get(name, {}) | values).items() if key in known})
+    return catalogue.create(
+        "examples", {"method": name} | {key: v for key, v in (SMALL | OWN.get(name, {}) | values).items() if key in known}
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,9 @@ from selectune.experiment import protocol
 from selectune.experiment.budget import Facts, entries_of, fit, fit_examples, fit_knob
 from selectune.experiment.lines import MethodLine
 from selectune.experiment.page import paper_of
-from selectune.experiment.plan import ENTRIES, Plan, Slot
+from selectune.experiment.plan import ENTRIES, RESOURCES, Plan, Slot
 from selectune.experiment.store import Choice, Store, Trial
+from selectune.meter import Cost
 
 GOOD = """name: small
 tasks:
@@ -38,6 +39,16 @@ MISTAKES = {
     "wrong value": ("max_steps: 5", "max_steps: 0", [":10", "greater than 0"]),
     "rate": ("training: {", "training: {learning_rate: 0.1, ", [":10", "learning_rates"]),
     "same name twice": ("- name: gradient", "- name: fisher_blocks", ["second method"]),
+    "seconds of nobody": (
+        "training:",
+        "tables: {resources: {like: rondom}}\ntraining:",
+        [":10", "tables.resources.like", "did you mean 'random'"],
+    ),
+    "a budget of another": (
+        "training:",
+        "tables: {resources: {budgets: [0.02]}}\ntraining:",
+        [":10", "tables.resources.budgets", "0.02", "0.01"],
+    ),
     "no tasks": ("  lamps:\n    train: lamps.jsonl", "  {}", ["tasks"]),
 }
 
@@ -107,6 +118,50 @@ def test_a_grid_grows_while_the_best_is_at_its_edge(tmp_path, best, widen, tried
     assert sorted(plan.trials(slot, choice)) == tried
     assert plan.pieces(slot)["trials"] == 0 and missing.where == "cells"
     assert plan.best(slot)[1].learning_rate == min(tried, key=lambda rate: abs(rate - best))
+
+
+@pytest.mark.parametrize(
+    ("table", "of_random", "of_gradient"),
+    [("{}", 10, "choosing and starting take 30 of 20 seconds"), ("{like: gradient}", 23, 10), ("{seconds: 60}", 36, 30),
+     ("{like: gradient, memory_gib: 3}", 23, "needs 4.0 GiB, more than the 3 of the table")],
+)  # fmt: skip
+def test_at_equal_seconds_each_trains_as_long_as_its_choosing_leaves_time(tmp_path, table, of_random, of_gradient):
+    (tmp_path / "lamps.jsonl").write_text('{"question": "Which lamp?", "answer": "The red one."}\n')
+    loaded = load(
+        tmp_path, file=("lamps.jsonl", str(tmp_path / "lamps.jsonl")),
+        table=("training:", f"tables: {{resources: {table}}}\ntraining:"), steps=("max_steps: 5", "max_steps: 10"),
+    )  # fmt: skip
+    plan, lines = Plan(loaded, FACTS, Store(tmp_path / "runs")), {line.name: line for line in loaded.lines()}
+    assert plan.steps_within(Slot(RESOURCES, lines["random"], "lamps", 0.01, 0)) == "not run"
+    # seconds of choosing, of starting, and of each of ten steps
+    for name, choosing, starting, step, memory in (("random", 0, 5, 1.5, 1), ("gradient", 20, 10, 1, 4)):
+        slot = Slot(ENTRIES, lines[name], "lamps", 0.01, 0)
+        choice = Choice(form={"method": "full"}, parameters={"method": "random"}, cost=Cost(stage="choose", seconds=choosing))
+        trial = Trial(learning_rate=1e-3, dev_loss=1.0, steps=10, step_seconds=step,
+                      cost=Cost(stage="train", seconds=starting + 10 * step, peak_memory_bytes=memory * 2**30))  # fmt: skip
+        plan.store.write("choices", plan.choice_key(slot), choice)
+        plan.store.chosen(plan.choice_key(slot)).parent.mkdir(exist_ok=True)
+        plan.store.chosen(plan.choice_key(slot)).touch()
+        for key, _ in plan.trials(slot, choice).values():
+            plan.store.write("trials", key, trial)
+    for name, expected in (("random", of_random), ("gradient", of_gradient)):
+        slot = Slot(RESOURCES, lines[name], "lamps", 0.01, 0)
+        found, missing = plan.steps_within(slot), plan.next(slot)
+        assert expected == (found if isinstance(found, str) else found[1])
+        if isinstance(expected, str):
+            assert missing is None
+        elif expected != 10:  # ten steps are those of the other table
+            assert missing.where == "trials" and missing.recipe.training.max_steps == expected
+
+
+def test_equal_seconds_can_be_of_one_budget_and_seed(tmp_path):
+    loaded = load(
+        tmp_path,
+        more=("training:", "budgets: [0.01, 0.1]\nseeds: [0, 1]\ntables: {resources: {budgets: [0.1], seeds: [1]}}\ntraining:"),
+    )
+    slots = list(Plan(loaded, FACTS, Store(tmp_path)).slots(only="random"))
+    assert [(slot.table, slot.budget, slot.seed) for slot in slots] == [
+        (ENTRIES, 0.01, 0), (ENTRIES, 0.1, 0), (ENTRIES, 0.01, 1), (ENTRIES, 0.1, 1), (RESOURCES, 0.1, 1)]  # fmt: skip
 
 
 def test_signals_are_shared_by_methods_and_by_nothing_else(tmp_path):

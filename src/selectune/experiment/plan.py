@@ -15,7 +15,7 @@ from functools import cached_property
 from selectune import recipe as recipes
 from selectune.data import input_hashes
 from selectune.experiment.budget import Facts, Fitted, entries_of, fit, fit_examples
-from selectune.experiment.lines import RANDOM, MethodLine
+from selectune.experiment.lines import MethodLine
 from selectune.experiment.pools import PlantedPool
 from selectune.experiment.protocol import ENDLESS, Protocol
 from selectune.experiment.store import Cell, Choice, Store, Trial, key_of, training_key
@@ -94,9 +94,9 @@ class Plan:
 
     def slots(self, only: str | None = None, task: str | None = None) -> Iterator[Slot]:
         """Yield the cells that are wanted, in the order in which they are run: seed by seed, so that a table is whole early."""
-        for table in (ENTRIES, RESOURCES) if self.protocol.tables.resources else (ENTRIES,):
-            for seed in dict.fromkeys(seed for line in self.lines for seed in self.protocol.seeds_of(line)):
-                for budget in self.protocol.budgets:
+        for seed in dict.fromkeys(seed for line in self.lines for seed in self.protocol.seeds_of(line)):
+            for budget in self.protocol.budgets:
+                for table in (ENTRIES, RESOURCES) if self.protocol.tables.resources_at(budget, seed) else (ENTRIES,):
                     for name in self.protocol.tasks:
                         for line in self.lines:
                             if only in (None, line.name) and task in (None, name) and seed in self.protocol.seeds_of(line):
@@ -207,7 +207,7 @@ class Plan:
         found, choice = self.best(beside), self.store.read(Choice, "choices", self.choice_key(beside))
         if isinstance(found, str) or choice is None:
             return found if isinstance(found, str) else NOT_RUN
-        seconds = limits.seconds or self._seconds_of_random(slot)
+        seconds = limits.seconds or self._seconds_of(limits.like, slot)
         if isinstance(seconds, str):
             return seconds
         trial = found[1]
@@ -215,19 +215,19 @@ class Plan:
         if limits.memory_gib is not None and memory > limits.memory_gib:
             return f"needs {memory:.1f} GiB, more than the {limits.memory_gib:g} of the table"
         beginning = choice.cost.seconds + trial.cost.seconds - trial.steps * trial.step_seconds
-        steps = int((seconds - beginning) / trial.step_seconds) if trial.step_seconds else 0
+        steps = int((seconds - beginning) / trial.step_seconds + ROUNDING) if trial.step_seconds else 0
         return (
             (trial.learning_rate, steps) if steps > 0 else f"choosing and starting take {beginning:.0f} of {seconds:.0f} seconds"
         )
 
-    def _seconds_of_random(self, slot: Slot) -> float | str:
-        line = next((line for line in self.lines if line.name == RANDOM), None)
-        if line is None:
-            return "without the random control, the seconds of the table must be given"
-        control = Slot(ENTRIES, line, slot.task, slot.budget, self.protocol.seeds[0])
-        found, choice = self.best(control), self.store.read(Choice, "choices", self.choice_key(control))
+    def _seconds_of(self, name: str, slot: Slot) -> float | str:
+        """Return what a line took at equal steps beside a cell: of the same seed where it has it."""
+        line = next(line for line in self.lines if line.name == name)
+        seed = slot.seed if slot.seed in self.protocol.seeds_of(line) else self.protocol.seeds[0]
+        beside = Slot(ENTRIES, line, slot.task, slot.budget, seed)
+        found, choice = self.best(beside), self.store.read(Choice, "choices", self.choice_key(beside))
         if isinstance(found, str) or choice is None:
-            return f"the random control: {found}"
+            return f"{name}, whose seconds are those of the table: {found}"
         return choice.cost.seconds + found[1].cost.seconds
 
     def cell_key(self, slot: Slot, trial_key: str) -> str:
@@ -350,3 +350,5 @@ def _beyond(trials: dict[float, Trial | None]) -> float | None:
 
 
 NOT_RUN = "not run"
+ROUNDING = 1e-6
+"""Of a step: what floating point takes from a whole number of them."""

@@ -76,9 +76,15 @@ class Resources(Section):
     """The table of equal memory and seconds."""
 
     seconds: Annotated[float, Field(gt=0)] | None = None
-    """Of choosing and training; each method takes as many steps as fit. Left out: what the random control took."""
+    """Of choosing and training; each method takes as many steps as fit. Left out: what ``like`` took."""
+    like: str = RANDOM
+    """The line whose seconds at equal steps are those of all, seed by seed: a dear one leaves time for its rivals to train longer."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
     """A method that needs more is listed as not fitting."""
+    budgets: Annotated[list[Budget], Field(min_length=1)] | None = None
+    """Left out: all of the experiment's."""
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+    """Left out: all of the experiment's."""
 
 
 class Tables(Section):
@@ -86,6 +92,11 @@ class Tables(Section):
 
     resources: Resources | None = None
     """At equal seconds, choosing included, and equal memory; ``{}`` switches it on. One more training a cell."""
+
+    def resources_at(self, budget: float, seed: int) -> bool:
+        """Whether a budget and seed stand in the table of equal seconds."""
+        table = self.resources
+        return table is not None and budget in (table.budgets or [budget]) and seed in (table.seeds or [seed])
 
 
 class Protocol(Section):
@@ -194,9 +205,24 @@ def load(file: str | Path) -> Protocol:
         if name not in grids:
             raise _wrong(file, ("learning_rates", name), f"neither a form nor a method is called '{name}'{nearest(name, grids)}",
                          f"one of {', '.join(grids)}")  # fmt: skip
+    _check_resources(protocol, file, known[1:])
     if protocol.training.learning_rate is not None:
         raise _wrong(file, ("training", "learning_rate"), "is tuned", "learning_rates: [...]")
     return protocol
+
+
+def _check_resources(protocol: Protocol, file: str | Path, names: list[str]) -> None:
+    table, place = protocol.tables.resources, ("tables", "resources")
+    if table is None:
+        return
+    if table.seconds is None and table.like not in names:
+        raise _wrong(file, (*place, "like"), f"no method is called '{table.like}'{nearest(table.like, names)}",
+                     f"one of {', '.join(names)}, or seconds: …")  # fmt: skip
+    for key in ("budgets", "seeds"):
+        known = getattr(protocol, key)
+        for one in getattr(table, key) or ():
+            if one not in known:
+                raise _wrong(file, (*place, key), f"{one} is none of the experiment's {key}", ", ".join(map(str, known)))
 
 
 def _words(values: Any) -> Any:
