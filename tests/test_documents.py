@@ -47,7 +47,7 @@ def test_weights_that_are_chosen_change_in_the_form_they_are_chosen_for(values, 
 
 @pytest.mark.parametrize(
     ("parameters", "form", "rate"), [("all", "full", 1e-4), ("all", "lora", 1e-3), ("gps", "full", 1e-3), ("lift", "full", 5e-4),
-                                     ("last_blocks", "full", 1e-4)]
+                                     ("s2ft", "full", 1e-3), ("last_blocks", "full", 1e-4)]
 )  # fmt: skip
 def test_few_entries_train_at_a_larger_rate(parameters, form, rate):
     assert catalogue.create("parameters", parameters).peak_rate(catalogue.create("adapters", form)) == rate

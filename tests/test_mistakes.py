@@ -220,6 +220,17 @@ def test_out_of_memory_is_one_line_wherever_it_happens(monkeypatch, capsys):
     assert shown.count("\n") == 1 and "or take fewer records" in shown
 
 
+def test_memory_that_is_used_up_is_told_from_other_errors_of_memory():
+    from selectune.errors import out_of_memory
+
+    cpu = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
+    for said in ("CUDA out of memory. Tried to allocate 2.00 GiB.", "CUDA error: out of memory", cpu):
+        assert out_of_memory(RuntimeError(said))
+    assert out_of_memory(MemoryError())
+    for said in ("CUDA error: an illegal memory access was encountered", "unsupported memory format option Preserve"):
+        assert not out_of_memory(RuntimeError(said))
+
+
 def test_a_full_disk_is_known_in_the_words_of_every_library(tmp_path):
     """Two of PyTorch's, one of safetensors', one of Python's."""
     from safetensors import SafetensorError

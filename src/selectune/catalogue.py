@@ -45,7 +45,7 @@ _loaded = False
 class Method(BaseModel):
     """One answer to the question of one axis; its fields are its hyper-parameters."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ClassVar[str]
     axis: ClassVar[str]

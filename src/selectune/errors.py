@@ -73,6 +73,12 @@ def unwritable(error: BaseException) -> str | None:
     return os.strerror(errno.ENOSPC) if full else None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up: Python's own, or in the words of PyTorch's allocators or the system's."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(said in str(error).lower() for said in words)
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known word nearest to ``word``, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

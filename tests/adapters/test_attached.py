@@ -1,6 +1,7 @@
 """Forms beside the layers: SSF, SCT and LoFiT against their formulas, and what was folded against what was attached."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from transformers.pytorch_utils import Conv1D
 
 from selectune import catalogue
 from selectune.adapters import ssf
-from selectune.adapters.attached import attachments
+from selectune.adapters.attached import attach, attachments
 from selectune.data import Encoder, Message, Record
 from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models import load_base
 from selectune.parameters import Context, Selection
+from selectune.parameters.factors.patching import output_of
+from selectune.parameters.lofit import Scale
 from selectune.parameters.selection import Part
 from tests.contracts.test_forms_and_parameters import RECORDS, logits
 
@@ -158,6 +161,45 @@ def test_salient_channels_are_those_of_the_largest_norm(llama_folder):
     norms = (whole / whole.square().mean(-1, keepdim=True).sqrt()).norm(dim=0)
     assert chosen.parts[f"{OUTPUT}.weight"].index.tolist() == sorted(norms.argsort(descending=True)[:8].tolist())
     assert len(chosen.parts) == 4
+
+
+def test_files_have_one_voice_each_in_the_salience_of_channels(llama_folder):
+    base = load_base(llama_folder)
+    asked = context(base)
+    asked.train = [replace(record, source="short" if number == 0 else "long") for number, record in enumerate(RECORDS)]
+    scores = catalogue.create("parameters", "sct:examples=6").scores(asked)
+    seen = {"short": [], "long": []}
+    for record in asked.train:
+        (piece,) = Encoder(base.tokenizer, 128).encode(record)
+        handle = base.model.get_submodule(OUTPUT).register_forward_hook(
+            lambda _, __, y, of=record.source: seen[of].append(y[0, 1:])
+        )
+        base.model(input_ids=torch.tensor([piece.input_ids]))
+        handle.remove()
+    norms = []
+    for states in (torch.cat(each) for each in seen.values()):
+        norms.append((states / states.square().mean(-1, keepdim=True).sqrt()).norm(dim=0))
+    (found,) = (score for target, score in scores.items() if target.name == f"{OUTPUT}.weight")
+    assert torch.allclose(found.float(), (norms[0] + norms[1]) / 2, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_scales_of_zero_leave_the_base_and_others_multiply_what_the_heads_give(llama_folder):
+    base = load_base(llama_folder)
+    plain, layer, states = logits(base.model), base.model.get_submodule(OUTPUT), torch.randn(5, 64)
+    for block in base.anatomy.blocks:
+        attach(base.model.get_submodule(output_of(block)), Scale(64))
+    assert torch.equal(logits(base.model), plain)
+    scatter(base.model)
+    assert torch.allclose(layer(states), (states * (1 + layer.beside.scale)) @ layer.weight.T, atol=1e-4)
+
+
+def test_the_scale_of_a_head_is_heeded_in_fp32_whatever_the_model_computes_in():
+    one = Scale(64)
+    one.scale.data.fill_(3e-3)  # in bf16 1.003 is 1
+    states = torch.randn(5, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (scaled,) = one.before(torch.nn.Identity(), (states,))
+    assert not torch.equal(scaled, states) and torch.equal(scaled, (states.float() * (1 + one.scale)).bfloat16())
 
 
 def test_lofit_takes_the_heads_whose_scales_moved_most(llama_folder):

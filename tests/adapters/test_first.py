@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from selectune import catalogue
 from selectune.adapters.attached import attachments
-from selectune.adapters.first import BlockRouter
+from selectune.adapters.first import BlockRouter, LowRank
 from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
@@ -33,6 +33,20 @@ def test_a_skipped_block_is_as_if_it_were_not_there(llama_folder):
     plain = load_base(llama_folder).model
     del plain.model.layers[2]
     assert torch.allclose(logits(model), logits(plain), atol=1e-5)
+
+
+@torch.no_grad()
+def test_with_every_block_kept_it_is_the_base_with_its_adapters(llama_folder):
+    model, routers = routed(llama_folder, "first:first_blocks=0")
+    plain, generator = load_base(llama_folder).model, torch.Generator().manual_seed(0)
+    before = logits(plain)
+    adapters = {name: one for name, one in attachments(model).items() if isinstance(one, LowRank)}
+    for name, one in adapters.items():
+        one.up += 0.1 * torch.randn(one.up.shape, generator=generator)
+        plain.get_submodule(name).weight += 2 * one.up @ one.down
+    assert torch.allclose(logits(model), logits(plain), atol=2e-3, rtol=1e-4)
+    assert not torch.allclose(logits(plain), before, atol=0.1)
+    assert len(adapters) == 4 * 7 and all(float(one.decision) == 1 for one in routers.values())
 
 
 def test_the_first_steps_of_a_router_keep_every_block(llama_folder):

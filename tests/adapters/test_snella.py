@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from selectune.adapters.snella import KernelChange, kernel
 from selectune.errors import UserError
 from selectune.models import load_base
 from selectune.parameters import Selection
+from selectune.parameters.factors.allocation import apportion
 from selectune.parameters.selection import Part
+from selectune.training.policies.snella import SNELLACompetition
 from tests.contracts.test_forms_and_parameters import logits
 from tests.training.policies.running import blocks, run, same
 
@@ -79,6 +82,25 @@ def test_merged_is_attached(architecture, tiny_folders):
     attached = logits(model)
     assert not torch.allclose(attached, logits(load_base(tiny_folders[architecture]).model), atol=1e-2)
     assert torch.allclose(logits(copy.deepcopy(model).merge_and_unload()), attached, atol=1e-3)
+
+
+def test_the_competition_is_its_formula_and_the_more_sensitive_have_more():
+    matrices = {name: KernelChange(6, 5, 4, 0.5, torch.Generator().manual_seed(seed)) for seed, name in enumerate("abc")}
+    stage = SimpleNamespace(passing={"matrices": matrices}, tensors={}, step=8, steps=10)
+    policy, draw = SNELLACompetition(sparsity=0.5), torch.Generator().manual_seed(0)
+    smoothed, varied = {}, {}
+    for _ in range(3):
+        for size, (name, one) in enumerate(matrices.items(), 1):
+            for key, value in (("rows", one.rows), ("columns", one.columns)):
+                value.grad = size**2 * torch.randn(value.shape, generator=draw)
+                now = (value * value.grad).abs().detach()
+                smoothed[name, key] = 0.85 * smoothed.get((name, key), 0) + 0.15 * now
+                varied[name, key] = 0.85 * varied.get((name, key), 0) + 0.15 * (now - smoothed[name, key]).abs()
+        policy.gradients(stage)
+    policy.after_step(stage)
+    scores = [sum(float((smoothed[name, key] * varied[name, key]).mean()) for key in ("rows", "columns")) for name in matrices]
+    counts = [int(one.nonzeros) for one in matrices.values()]
+    assert counts == apportion(45, scores, [30] * 3) == sorted(counts) and counts[-1] == 30 and scores == sorted(scores)
 
 
 def test_matrices_share_the_budget_by_their_sensitivity_and_resume(tmp_path, llama_folder):

@@ -122,3 +122,17 @@ def test_what_makes_no_sense_is_refused_in_one_line(name, llama_folder):
     for wrong in ({"fraction": 0}, {"fraction": 1.5}, {"count": 0}, {"by": "pages"}):
         with pytest.raises(UserError):
             make(name, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("sampled", "signals", []),
+        ("instag", "scales", [8, 0]),
+        ("rare_first", "scales", [0]),
+        ("infinity_instruct", "scales", [-1]),
+    ],
+)
+def test_lists_with_which_nothing_can_be_done_are_refused_in_one_line(name, setting, value):
+    with pytest.raises(UserError, match=rf"examples\.{setting}"):
+        make(name, **{setting: value})

@@ -46,6 +46,7 @@ def make(name, **values):
 DENSE = {name for name in ARCHITECTURES if name != "mixtral"}
 NOTHING_FOR = {
     "biases": {"llama", "mixtral", "gemma2"},  # they have none
+    "d_pruner": {"mixtral"},  # stacks of experts have no inputs to be scored by
     "esft": DENSE,
     "router_lens": DENSE,
     "language_neurons": {"mixtral"},  # neurons of experts are not told apart

@@ -279,6 +279,15 @@ def test_a_trace_that_would_be_cut_comes_last_and_one_that_cannot_be_read_after_
     assert JointRank(weight=1, count=7, longest=10_000).select(made).places.tolist()[0] == 1
 
 
+def test_a_long_text_that_is_split_is_not_cut(llama_folder):
+    made = pool(llama_folder, [Record("text", text="The lamp is on. " * 60), *RECORDS[:5]])
+    assert len(made.encoder.encode(made.records[0])) > 1
+    assert JointRank(weight=1, count=1).select(made).places.tolist() == [0]
+    assert 0 not in JointRank(weight=1, count=5, longest=100).select(made).places
+    truncating = replace(made, make_encoder=lambda words: Encoder(words, 128, "truncate"))
+    assert 0 not in JointRank(weight=1, count=5).select(truncating).places
+
+
 def test_yes_against_no_is_a_sigmoid_of_summed_spellings(llama_folder):
     made = pool(llama_folder)
     signal = YesOrNo(questions=("Is it about lamps?",))

@@ -76,3 +76,8 @@ def test_features_are_mean_states_side_by_side():
     states = model(input_ids=torch.tensor([[30, 12, 8, 44]]), output_hidden_states=True).hidden_states
     assert torch.allclose(found[1], torch.cat([states[2][0].mean(0), states[4][0].mean(0)]), atol=1e-5)
     assert found.shape == (2, 128)
+
+
+def test_of_a_prompt_that_the_context_does_not_hold_the_end_is_read():
+    model, prompt = tiny("gpt2", n_positions=16), list(range(3, 60))
+    assert torch.equal(features(model, [prompt]), features(model, [prompt[-16:]]))

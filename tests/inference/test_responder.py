@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from selectune.data import Encoder, Message
+from selectune.docstrings import of_attributes
 from selectune.examples import Pool
 from selectune.inference.local import LocalResponder
 from selectune.inference.remembering import Question
@@ -105,4 +106,4 @@ def test_another_local_model_answers_when_it_is_named(llama_folder, tiny_folders
 
 
 def test_every_setting_is_explained():
-    assert all(field.description for field in Asking.model_fields.values())
+    assert all(map(of_attributes(Asking).get, Asking.model_fields))

@@ -9,6 +9,7 @@ from selectune.adapters import load_specialist
 from selectune.adapters.full import Full
 from selectune.errors import UserError
 from selectune.merging.delta import ORIGINAL, Delta
+from selectune.merging.files import compose
 from selectune.merging.serving import Serving
 from selectune.merging.shira import from_shira, to_shira
 from selectune.models import load_base
@@ -174,6 +175,15 @@ def test_sums_that_round_do_not_depend_on_the_order(llama):
     assert one.compose(two, three) == one.compose(three, two) == three.compose(two, one) == two.compose(three, one)
 
 
+def test_what_is_added_and_taken_away_at_once_is_rounded_once(llama, tmp_path):
+    """2^24 + 1 is 2^24 in fp32, and 2^24 + 1 - 2^24 is 1."""
+    great, small = (of_one_norm(llama, 0.0, after) for after in (2.0**24, 1.0))
+    great.save(tmp_path / "great")
+    small.save(tmp_path / "small")
+    assert compose([tmp_path / "great", tmp_path / "small"], [tmp_path / "great"], tmp_path / "sum") == small
+    assert great.compose(small).minus(great) != small
+
+
 def test_bits_count_and_not_numbers(llama):
     """-0.0 is another value than 0.0, equal NaNs are none; changes that cancel leave the base's own zero."""
     moved = copy.deepcopy(llama.model)
@@ -255,6 +265,16 @@ def test_a_base_that_was_rounded_in_memory_is_no_origin(llama_folder):
         Delta.of(base, disturbed(base.model, 1))
 
 
+def test_a_base_that_carries_the_specialist_is_not_taken_for_its_origin(llama, tmp_path):
+    delta, nothing = Delta.of(llama, disturbed(llama.model, 1)), Delta.of(llama, copy.deepcopy(llama.model))
+    for name, one in (("delta", delta), ("nothing", nothing)):
+        one.save(tmp_path / name, original=False)
+        assert Delta.load(tmp_path / name, llama) == one
+    load_specialist(llama, tmp_path / "delta")
+    with pytest.raises(UserError, match="the base is its specialist already"):
+        Delta.load(tmp_path / "delta", llama)
+
+
 def test_serving_switches_exactly(base):
     models = {name: disturbed(base.model, seed, share=0.2) for name, seed in (("a", 1), ("b", 2))}
     original, wanted = bits(base.model), {name: bits(model) for name, model in models.items()}
@@ -269,8 +289,9 @@ def test_serving_switches_exactly(base):
     serving.remove("b")
     assert serving.active is None and serving.names() == ["a"] and same(bits(serving.model), original)
     assert storage == {name: value.data_ptr() for name, value in base.model.named_parameters()}  # nothing was copied
-    with pytest.raises(UserError, match="did you mean 'a'"):
-        serving.use("aa")
+    for what in (serving.use, serving.remove):
+        with pytest.raises(UserError, match="did you mean 'a'"):
+            what("aa")
     serving.use("a")
     with torch.no_grad():  # somebody else changes the base
         next(base.model.parameters()).mul_(1.5)
@@ -320,6 +341,16 @@ def test_entries_that_move_a_little_come_back_bit_for_bit(llama, tmp_path):
             value *= 1 + where * 0.3 * (torch.rand(value.shape, generator=generator) - 0.5)
     delta = Delta.of(llama, moved)
     assert to_shira(delta, llama, tmp_path) == 0 and from_shira(tmp_path, llama) == delta
+
+
+def test_a_zero_that_only_changes_its_sign_stays_an_entry_and_is_counted_as_missed(llama, tmp_path):
+    name, part = "model.layers.0.mlp.up_proj.weight", Part((128, 64), "elements", [3, 9, 70])
+    before, after = torch.tensor([0.0, 1.0, -0.0]), torch.tensor([-0.0, 2.0, 0.0])
+    part.put(llama.model.get_parameter(name).data, before)
+    delta = Delta(llama.spec, llama.fingerprint, Selection({name: part}), {name: before}, {name: after})
+    assert to_shira(delta, llama, tmp_path) == 1
+    back = from_shira(tmp_path, llama)
+    assert back.selection == delta.selection and back.after[name].signbit().tolist() == [False, False, False]
 
 
 def test_an_adapter_that_peft_saved_is_a_delta(llama_folder, tmp_path):

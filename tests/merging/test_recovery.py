@@ -129,6 +129,28 @@ def test_only_changes_that_help_are_candidates():
     assert masks["a"].tolist() == [True, False, True, False]
 
 
+@pytest.mark.parametrize("count", [1, 5, 9, 99])
+def test_of_the_changes_that_help_those_with_the_largest_slopes_return_and_ties_go_by_place(count):
+    generator = torch.Generator().manual_seed(0)
+    changes, slopes = (
+        {name: torch.randint(-3, 4, shape, generator=generator).float() for name, shape in (("a", (6, 5)), ("b", (7,)))}
+        for _ in range(2)
+    )
+    helpful = []
+    for name, change in changes.items():
+        for place, (way, slope) in enumerate(zip(change.view(-1).tolist(), slopes[name].view(-1).tolist(), strict=True)):
+            if way * slope > 0:
+                helpful.append((-abs(slope), name, place))
+    masks = candidates(changes, {name: torch.zeros_like(change) for name, change in changes.items()}, slopes, count)
+    found = {(name, place) for name, mask in masks.items() for place in mask.view(-1).nonzero().squeeze(-1).tolist()}
+    assert found == {(name, place) for _, name, place in sorted(helpful)[:count]}
+
+
+def test_of_a_prompt_that_the_context_does_not_hold_the_end_is_read():
+    model, prompt = tiny("gpt2", n_positions=16), list(range(3, 60))
+    assert torch.equal(direction(model, [prompt], SETTINGS), direction(model, [prompt[-16:]], SETTINGS))
+
+
 def test_a_block_that_is_not_there_is_refused():
     base, model = pair()
     with pytest.raises(UserError, match="no block 4"):

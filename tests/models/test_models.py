@@ -8,7 +8,7 @@ import torch
 
 from selectune import catalogue
 from selectune.errors import UserError
-from selectune.models import Anatomy, load_base
+from selectune.models import Anatomy, load_base, machine
 from selectune.models.head import SplitModel
 from tests.tiny import ARCHITECTURES, OTHERS, save_tiny, tiny
 
@@ -146,6 +146,25 @@ def test_answering_uses_the_dtype_that_is_fast_here(units, tmp_path, monkeypatch
     monkeypatch.setattr("selectune.models.load.bf16_is_fast", lambda: units)
     assert load_base(tmp_path, "fast").model.dtype == (torch.bfloat16 if units else torch.float32)
     assert load_base(tmp_path).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("speed", "sides"), [(1e9, {256}), (1e11, {256, 1024})])
+def test_what_has_no_units_is_told_by_a_small_product(speed, sides, monkeypatch):
+    """A large bf16 product without units for it takes seconds."""
+    clock, seen = [0.0], set()
+
+    class Matrix:
+        def __init__(self, side, *_, dtype):
+            self.side = side
+
+        def __matmul__(self, other):
+            seen.add(self.side)
+            clock[0] += 2 * self.side**3 / speed
+
+    monkeypatch.setattr(torch, "ones", Matrix)
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
+    assert machine._product_speed(torch.bfloat16) == pytest.approx(speed)
+    assert seen == sides and clock[0] < 0.3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -209,6 +209,13 @@ def test_spt_decides_by_count():
     assert found.trained == 9 + 100 + 0 + 10
 
 
+@pytest.mark.parametrize(("limit", "form"), [("1e-9", "elements"), ("1e9", "whole")])
+def test_spt_at_its_ends_is_entries_alone_or_an_adapter_wherever_one_was_picked(limit, form, llama_folder):
+    base = load_base(llama_folder)
+    found = make(f"spt:rank=2,density=0.02,examples=2,alpha={limit},beta={limit}").select(context(base))
+    assert found.parts and {part.form for part in found.parts.values()} == {form}
+
+
 def test_spt_is_nearest_to_its_budget_and_its_picks_are_the_best_anywhere(llama_folder):
     base = load_base(llama_folder)
     made = context(base)

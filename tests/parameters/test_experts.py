@@ -1,5 +1,7 @@
 """ESFT and RouterLens, the faithful-if lines of their cards, on tiny mixtures and on one made of a dense base."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,11 +11,11 @@ from selectune.errors import UserError
 from selectune.meter import Meter
 from selectune.models import load_base
 from selectune.models.upcycle import upcycle, upcycled
-from selectune.parameters import Context
+from selectune.parameters import Context, Selection, router_lens
 from selectune.parameters.esft import prefix
 from selectune.parameters.factors.routing import router_of, routing, selection_of, without_experts
 from selectune.parameters.router_lens import causal_check
-from tests.contracts.test_forms_and_parameters import RECORDS, train_a_little
+from tests.contracts.test_forms_and_parameters import RECORDS, logits, train_a_little
 from tests.tiny import save_tiny, tiny
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
@@ -111,6 +113,19 @@ def test_all_of_the_routing_is_every_expert_that_gets_any(folders):
         assert all(torch.equal(selection.parts[key].index, used) for key in block.expert_parameters)
 
 
+def test_where_every_expert_is_chosen_they_train_as_their_whole_stacks_do(folders):
+    some, whole = load_base(folders["qwen3_moe"]), load_base(folders["qwen3_moe"])
+    selection = catalogue.create("parameters", "esft:p=1").select(context(some))
+    stacks = Selection.of(whole.model, [key for block in whole.anatomy.blocks for key in block.expert_parameters])
+    assert selection == stacks
+    for base, chosen in ((some, selection), (whole, stacks)):
+        model = catalogue.create("adapters", "full").apply(base, chosen, 0)
+        train_a_little(model, base)
+        logits(model)  # writes the entries
+    one, other = some.model.state_dict(), whole.model.state_dict()
+    assert all(torch.allclose(one[key], other[key], atol=1e-4) for key in selection.names())
+
+
 @pytest.mark.parametrize("method", ["esft", "router_lens:steps=2"])
 def test_only_the_chosen_experts_train(method, folders):
     base = load_base(folders["mixtral"])
@@ -126,6 +141,7 @@ def test_only_the_chosen_experts_train(method, folders):
         assert torch.equal(now[~mask], value[~mask]), key
         changed += int((now != value).sum())
     assert changed
+    assert all(base.model.get_submodule(router_of(base.model, block)).weight.grad is None for block in base.anatomy.blocks)
 
 
 def test_tuning_routers_changes_routers_and_nothing_else(folders):
@@ -150,6 +166,15 @@ def test_router_lens_counts_with_the_tuned_routers(folders):
     assert everything.count() == sum(base.anatomy.sizes[key] for block in base.anatomy.blocks for key in block.expert_parameters)
     with pytest.raises(UserError, match="a block has 4"):
         catalogue.create("parameters", "router_lens:experts=5").select(context(base))
+
+
+def test_of_experts_that_get_as_many_tokens_the_first_are_taken(folders, monkeypatch):
+    base = load_base(folders["mixtral"])
+    counts = {0: [3.0, 5.0, 3.0, 5.0], 1: [4.0, 4.0, 4.0, 4.0], 2: [1.0, 2.0, 2.0, 2.0], 3: [0.0, 0.0, 0.0, 1.0]}
+    monkeypatch.setattr(router_lens, "routing", lambda *_: ({}, {block: torch.tensor(one) for block, one in counts.items()}))
+    method = catalogue.create("parameters", "router_lens:experts=3")
+    found = method.skilled(context(base), SimpleNamespace(model=base.model))
+    assert found == {0: [0, 1, 3], 1: [0, 1, 2], 2: [1, 2, 3], 3: [0, 1, 3]}
 
 
 @pytest.mark.parametrize("name", MIXTURES)

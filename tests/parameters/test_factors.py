@@ -1,5 +1,8 @@
 """Scores, granularities and allocations against obvious re-computations."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +21,8 @@ from selectune.parameters.factors.units import Units, gathered, unit_slices, uni
 from selectune.parameters.scored import Scored
 from tests.contracts.test_parameters import RECORDS, context
 from tests.tiny import ARCHITECTURES, save_tiny
+
+find("random")  # from here on all scores are known
 
 
 def group(scores, size=1, block=0, row=1):
@@ -189,6 +194,20 @@ def test_every_saliency_is_its_formula(llama_folder):
             assert torch.allclose(found, formula, rtol=1e-3, atol=1e-5 * float(formula.abs().max())), name
 
 
+@pytest.mark.parametrize("score", sorted(SCORES.keys() - {"random"}))
+def test_a_bf16_base_ranks_entries_as_its_fp32_copy_does(score, llama_folder):
+    rounded = load_base(llama_folder, dtype=torch.bfloat16)
+    exact = replace(rounded, model=copy.deepcopy(rounded.model).float())
+    low, high = (torch.cat([value.flatten() for value in find(score)(context(base), targets(base), Settings(examples=4)).values()])
+                 for base in (rounded, exact))  # fmt: skip
+    ranks = torch.stack([values.argsort().argsort().double() for values in (low, high)])
+    assert float(torch.corrcoef(ranks)[0, 1]) > 0.99
+    assert int((low == 0).sum()) <= int((high == 0).sum()) + len(low) // 1000
+    assert (
+        low.unique().numel() > 0.7 * high.unique().numel()
+    )  # of one record a gradient has the 8 bits of its weight; of many, more
+
+
 def test_low_rank_is_the_best_approximation_and_full_rank_the_matrix():
     torch.manual_seed(0)
     weight = torch.randn(12, 8)
@@ -260,7 +279,7 @@ def test_channels_are_those_of_the_blocks_experts_and_not_of_a_wider_one(tmp_pat
 def test_records_of_which_nothing_is_learnt_and_gradients_that_are_not_finite_are_told(llama_folder):
     asked = context(load_base(llama_folder))
     asked.encoder.max_length = 4
-    for choice in ("speft:examples=4", "fisher_blocks:k=1", "weak_columns:k=1,examples=2"):
+    for choice in ("speft:examples=4", "fisher_blocks:k=1", "weak_columns:k=1,examples=2", "federated_layers:k=1"):
         with pytest.raises(UserError, match="response to learn from"):
             catalogue.create("parameters", choice).select(asked)
     asked = context(load_base(llama_folder))

@@ -69,10 +69,11 @@ def test_the_surgeons_importance_is_that_of_a_dense_reference():
     assert np.allclose(two[:, 10:], repaired[:, 10:] ** 2 / np.diag(upper)[10:] ** 2, rtol=1e-3)
 
 
-def test_a_dead_input_does_not_break_the_surgeon():
+def test_weights_of_a_dead_input_matter_to_nothing_and_do_not_break_the_surgeon():
     states = torch.randn(30, 8)
     states[:, 3] = 0
-    assert surgeon(torch.randn(4, 8), states.T @ states).isfinite().all()
+    found = surgeon(torch.randn(4, 8), states.T @ states)
+    assert found.isfinite().all() and not found[:, 3].any()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -115,6 +116,16 @@ def test_every_architecture_has_them(score, architecture, tiny_folders):
     base = load_base(tiny_folders[architecture])
     found = find(score)(context(base), targets(base, "attention"), Settings(examples=2))
     assert found and all(value.isfinite().all() and value.any() for value in found.values())
+
+
+@pytest.mark.parametrize("name", ["scored", "lift", "neuroada", "fishertune", "d_pruner"])
+@pytest.mark.parametrize("score", ["rounding_error", "dual_importance"])
+def test_stacks_of_experts_are_refused_in_one_line_and_the_attention_beside_them_is_scored(score, name, tiny_folders):
+    base, settings = load_base(tiny_folders["mixtral"]), {"method": name, "score": score, "examples": 1}
+    with pytest.raises(UserError, match="stacks of experts have no inputs"):
+        catalogue.create("parameters", settings).select(context(base))
+    method = catalogue.create("parameters", {**settings, "targets": "attention"})
+    assert 0 < method.select(context(base)).count() <= sum(target.count for target in targets(base, "attention"))
 
 
 def test_without_a_change_of_domain_the_score_is_the_fisher_score(llama_folder):

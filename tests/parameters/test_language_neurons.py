@@ -58,6 +58,23 @@ def test_awareness_is_the_first_order_change_of_the_loss(architecture, tiny_fold
     assert float(change[1]) == pytest.approx(float((states[2] - states[1]).abs().mean()), rel=1e-3)
 
 
+def test_awareness_of_a_bf16_base_is_of_fp32_products_and_differences(llama_folder):
+    base, states, slopes, moved = load_base(llama_folder, dtype=torch.bfloat16), [], [], []
+
+    def look(_, inputs):
+        states.append(inputs[0].detach().float())
+        inputs[0].register_hook(lambda gradient: slopes.append(gradient.float()))
+
+    block = base.anatomy.blocks[1]
+    base.model.get_submodule(down_of(block)).register_forward_pre_hook(look)
+    base.model.get_submodule(block.prefix).register_forward_hook(
+        lambda _, inputs, output: moved.append(output.detach().float() - inputs[0].detach().float())
+    )
+    aware, change = awareness(context(base), RECORDS[:1])
+    assert torch.allclose(aware[1], (states[0] * slopes[0])[0].abs().mean(0), rtol=1e-5)
+    assert float(change[1]) == pytest.approx(float(moved[0].abs().mean()), rel=1e-5)
+
+
 def test_labels_follow_the_rule_in_each_block():
     aware = {name: torch.rand(2, 20, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("abc")}
     masks = labelled(aware, 0.3, 0.7)

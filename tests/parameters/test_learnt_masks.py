@@ -1,6 +1,7 @@
 """Masks that are learnt: between a base and its tuned copy, and from what moves in turns with general conversations."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -77,6 +78,14 @@ def test_a_strong_pull_freezes_the_asked_share_and_the_loss_decides_which():
     assert (mask[:5] > 0.5).all() and (mask[-5:] < 0.5).all()
 
 
+def test_the_stronger_the_pull_the_nearer_the_frozen_share_is_to_the_one_asked_for():
+    harm, far = torch.linspace(-1, 1, 20, dtype=torch.float64), []
+    for pull in (0.0, 1.0, 20.0):
+        mask = learn(lambda mask, step: harm, torch.ones(20), steps=800, rate=0.02, frozen=0.2, pull=pull)
+        far.append(abs(float((mask > 0.5).double().mean()) - 0.2))
+    assert far == sorted(far, reverse=True) and far[0] > 0.2 and far[-1] <= 0.05
+
+
 def test_a_tensors_size_does_not_set_its_pace():
     """The inner product that is the mask's gradient grows with the entries; by entry all are alike. Few steps are enough."""
     harm, sizes = torch.linspace(-1, 1, 20, dtype=torch.float64), torch.tensor([1.0, 800.0] * 10, dtype=torch.float64)
@@ -139,3 +148,44 @@ def test_a_phase_moves_its_entries_alone(base):
         for name in names:
             moved = model.get_parameter(name) != base.model.get_parameter(name)
             assert not moved[~masks[name] if personal else masks[name]].any() and moved.any()
+
+
+def alone(base, model, names, records, seed):
+    """A client's phase without a mask."""
+    theirs = context(replace(base, model=model))
+    return trial(
+        theirs, Selection.of(model, names), records=records, steps=1, learning_rate=1e-2, optimiser="sgd", seed=seed
+    ).model
+
+
+def test_with_nothing_personal_it_is_federated_averaging_and_what_moved_most_becomes_personal(base):
+    method, records = made("fedselect", steps=1, rounds=1, share=0.1), [RECORDS[:3], RECORDS[3:]]
+    names = [target.name for target in targets(base)]
+    both = copy.deepcopy(base.model)
+    for turn in range(2):
+        trained = [alone(base, both, names, some, 2 * turn + 1) for some in records]
+        if turn == 0:
+            masks, _ = method.play(context(base), names, records)
+            for mask, model in zip(masks, trained, strict=True):
+                for name in names:
+                    moved = (model.get_parameter(name) - base.model.get_parameter(name)).detach().abs().view(-1)
+                    most = moved.argsort(descending=True, stable=True)[: int(0.1 * len(moved))]
+                    assert torch.equal(mask[name].view(-1).nonzero().squeeze(-1), most.sort().values)
+        with torch.no_grad():
+            for name in names:
+                both.get_parameter(name).copy_(sum(model.get_parameter(name) for model in trained) / 2)
+    _, found = method.model_copy(update={"share": 0.0, "rounds": 2}).play(context(base), names, records)
+    for model in found:
+        assert all(torch.allclose(model.get_parameter(name), both.get_parameter(name), atol=1e-6) for name in names)
+
+
+def test_with_everything_personal_each_client_trains_alone(base):
+    method, records = made("fedselect", steps=1, rounds=1, share=1.0, bound=1.0), [RECORDS[:3], RECORDS[3:]]
+    names = [target.name for target in targets(base)]
+    masks, before = method.play(context(base), names, records)
+    assert all(mask[name].all() for mask in masks for name in names)
+    _, found = method.model_copy(update={"rounds": 2}).play(context(base), names, records)
+    for model, start, some in zip(found, before, records, strict=True):
+        expected = alone(base, start, names, some, 2)
+        assert all(torch.equal(model.get_parameter(name), expected.get_parameter(name)) for name in names)
+        assert not torch.equal(model.get_parameter(names[0]), start.get_parameter(names[0]))

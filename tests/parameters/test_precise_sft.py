@@ -22,7 +22,7 @@ from selectune.parameters.factors.patching import (
     without_heads,
 )
 from tests.contracts.test_forms_and_parameters import RECORDS, logits, train_a_little
-from tests.tiny import ARCHITECTURES
+from tests.tiny import ARCHITECTURES, save_tiny
 
 PAIR = Pair((5, 9, 17, 30, 21, 8), (5, 40, 31, 12, 77, 8), 60)
 
@@ -147,6 +147,24 @@ def test_a_head_is_its_slices_and_grouped_keys_train_as_said(key_value, llama_fo
             assert (part.index.tolist() if part else []) == lines
             assert part is None or part.form == form
     assert not any(".mlp." in name for name in selection.names())
+
+
+@pytest.mark.parametrize("key_value", ["any", "frozen"])
+@pytest.mark.parametrize("architecture", ["gpt2", "phi3"])
+def test_of_a_fused_matrix_a_heads_lines_are_those_of_its_query_key_and_value(architecture, key_value, tmp_path):
+    base = load_base(save_tiny(architecture, tmp_path))
+    method = catalogue.create("parameters", f"precise_sft:k=3,key_value={key_value}")
+    selection, (heads, _) = method.select(context(base)), method.found(context(base))
+    worst = sorted((float(heads[b, h]), b, h) for b in range(4) for h in range(4))[:3]
+    for block in base.anatomy.blocks:
+        mine = [h for _, b, h in worst if b == block.index]
+        groups = {h * block.key_value_heads // 4 for h in mine} if key_value == "any" else set()
+        begins = [(0, mine), (64, groups), (64 + 16 * block.key_value_heads, groups)]  # four heads of 16, then keys, then values
+        lines = sorted(begin + unit * 16 + place for begin, units in begins for unit in units for place in range(16))
+        fused = next(name for name, role in block.linears.items() if role == "query_key_value")
+        part = selection.parts.get(f"{fused}.weight")
+        assert (part.index.tolist() if part else []) == lines
+        assert part is None or part.form == ("columns" if architecture == "gpt2" else "rows")
 
 
 def test_slices_outside_stay_bit_for_bit(llama_folder):

@@ -78,6 +78,12 @@ def test_a_search_either_way_starts_from_the_better_of_all_and_nothing(whole, go
     assert [blocks_in(one) for one in asked][:4] == [(0, 1, 2, 3), (), *goes_on]
 
 
+def test_a_search_either_way_with_a_single_trial_takes_what_was_tried(base, told):
+    asked = told(lambda selection: 1)
+    chosen = made("subtuning", candidates=4, direction="auto", trials=1).select(context(base))
+    assert blocks_in(chosen) == (0, 1, 2, 3) and len(asked) == 1
+
+
 def test_the_promising_units_have_the_largest_mean_squared_gradients(base):
     asked, squares = context(base), {}
     selections = made("subtuning", unit="half").units(asked)

@@ -15,10 +15,12 @@ from selectune.parameters import Selection
 from selectune.parameters.factors.gradients import first, rows_of
 from selectune.parameters.factors.roles import weights_by_role
 from selectune.parameters.factors.sensitivity import sensitivities
+from selectune.parameters.factors.targets import targets
 from selectune.parameters.forgetting_prioritised import movement
 from selectune.parameters.greentrainer import Work, backward_share, within, work
 from selectune.parameters.quantisation_critical import rounded
 from tests.contracts.test_parameters import RECORDS, context
+from tests.tiny import save_tiny
 
 
 def made(name, **values):
@@ -192,6 +194,7 @@ def test_rounding_is_to_even_steps_in_groups():
             scale = part.abs().max() / 7
             assert torch.allclose(found[row, start : start + 4], (part / scale).round() * scale, atol=1e-6)
     assert float((rounded(weight, 8, 4) - weight).norm()) < float((found - weight).norm()) / 5
+    assert torch.equal(rounded(weight, 4, 10**12), rounded(weight, 4, 10))  # a whole row shares one
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -213,6 +216,22 @@ def test_the_layers_with_the_largest_error_are_chosen(architecture, tiny_folders
     assert len(found) == sum(len(block.linears) for block in base.anatomy.blocks)
     tops = sorted(found, key=lambda key: -found[key])[: round(0.2 * len(found))]
     assert method.select(context(base)).names() == sorted(f"{key}.weight" for key in tops)
+
+
+def test_errors_are_measured_in_fp32_on_a_bf16_base_too(llama_folder):
+    base, seen = load_base(llama_folder, dtype=torch.bfloat16), []
+    module = base.model.get_submodule("model.layers.2.mlp.down_proj")
+    module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][0].float()))
+    found = made("quantisation_critical", examples=1, bits=3, group=16).errors(context(base))
+    weight = module.weight.detach().float()
+    exact, wrong = seen[0] @ weight.t(), seen[0] @ (weight - rounded(weight, 3, 16)).t()
+    assert found["model.layers.2.mlp.down_proj"] == pytest.approx(float(wrong.norm() / exact.norm()), rel=1e-6)
+
+
+def test_routers_are_not_rounded(tmp_path):
+    base = load_base(save_tiny("qwen2_moe", tmp_path))
+    found = made("quantisation_critical", examples=1).errors(context(base))
+    assert {f"{name}.weight" for name in found} == {target.name for target in targets(base) if len(target.shape) == 2}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])

@@ -20,7 +20,7 @@ from selectune.recipe import BudgetRecipe, TrainingRecipe
 from selectune.training import Passes, calibrate, train
 from selectune.training import memory as memories
 from selectune.training.memory import GIB, STATES, Footprint, Memory, divisors, memory_problem, micro_batch
-from selectune.training.predict import passes_ahead
+from selectune.training.predict import footprint_of, passes_ahead
 from tests.test_mistakes import lines, put
 from tests.tiny import tiny
 from tests.training.test_training import encoded
@@ -200,6 +200,19 @@ def test_activations_are_counted():
     assert again == two
     kept = Footprint.of(half_trained(2), rows, 3, TrainingRecipe(), bfloat16=False)
     assert kept.prefix == (len(rows) + 3) * 64 * 64 * 4
+
+
+def test_what_a_policy_holds_is_counted():
+    rows, recipe = pack(encoded(12), 64), recipes.parse({})
+
+    def at(policy):
+        made = catalogue.create("policies", policy)
+        return footprint_of(half_trained(2), rows, [], recipe, OBJECTIVE, False, made).at(recipe.training, 1)
+
+    plain, spider, refresh = at("none"), at("spider"), at("refresh")
+    assert spider.gradients == 3 * plain.gradients and refresh.weights == 2 * plain.weights
+    assert dataclasses.replace(spider, gradients=plain.gradients) == plain == dataclasses.replace(refresh, weights=plain.weights)
+    assert at("bi_drop:passes=4").gradients == 7 * plain.gradients and at("zeroth_order").gradients == 0
 
 
 def test_the_micro_batch_found_is_the_largest_that_fits(monkeypatch):

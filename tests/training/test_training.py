@@ -1,5 +1,6 @@
 """Training: exact packing, exact loss, and a killed run that resumes to the same weights."""
 
+import math
 import os
 import shutil
 import signal
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import time
 import typing
+from contextlib import nullcontext
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,6 +226,21 @@ def test_it_stops_early_when_the_development_loss_rises_and_keeps_the_best(tmp_p
     assert result.steps < 40 and result.best_step is not None and result.best_step < result.steps
 
 
+@pytest.mark.parametrize("losses, best", [((math.nan, 3.0, 2.0, 4.0), 6), ((math.nan, math.nan, math.inf, math.nan), None)])
+def test_a_development_loss_that_is_not_finite_is_never_the_best(losses, best, tmp_path, monkeypatch):
+    measured, said = trainer.SelectiveTrainer.evaluation_loop, iter(losses)
+
+    def evaluate(*given, **named):
+        found = measured(*given, **named)
+        return found._replace(metrics={"eval_loss": next(said)})
+
+    monkeypatch.setattr(trainer.SelectiveTrainer, "evaluation_loop", evaluate)
+    result, after = run_training(tmp_path)
+    assert result.best_step == best and (result.dev_loss == 2.0 or best is None)
+    saved = load_file(tmp_path / "checkpoints" / f"checkpoint-{best or 8}" / "trained.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in saved.items())
+
+
 def test_trackers_of_the_ecosystem_are_fed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_training(tmp_path, TrainingRecipe(batch_sequences=2, micro_batch_sequences=2, report_to=["tensorboard"]), steps=2)
@@ -234,6 +252,29 @@ def test_a_loss_that_is_not_finite_stops_with_a_diagnosis(tmp_path):
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"nan at step 1.*layers\.1\.mlp\.up_proj.*halve the learning rate"):
         run_training(tmp_path, model=model)
+
+
+@pytest.mark.parametrize("said, told", [("CUDA out of memory. Tried to allocate 2.00 GiB.", UserError),
+                                        ("CUDA error: an illegal memory access was encountered", RuntimeError)])  # fmt: skip
+def test_only_memory_that_is_used_up_is_told_as_that(said, told, tmp_path, monkeypatch):
+    def fail(*given, **named):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(trainer.SelectiveTrainer, "training_step", fail)
+    with pytest.raises(told, match="memory"):
+        run_training(tmp_path)
+
+
+@pytest.mark.parametrize("optimiser, policy, fits", [
+    ("adamw", "none", False), ("sgd", "none", True), ("sgd", "spider", False), ("adamw", "zeroth_order", True),
+])  # fmt: skip
+def test_the_room_that_is_asked_for_is_that_of_the_optimiser_and_the_policy(optimiser, policy, fits, tmp_path, monkeypatch):
+    model, acting = tiny("llama").requires_grad_(True), catalogue.create("policies", policy)
+    weights = sum(value.numel() for value in model.parameters())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trainer.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * weights))
+    with nullcontext() if fits else pytest.raises(UserError, match="gradients and optimiser states need"):
+        trainer._check_room(model, acting.settings(TrainingRecipe(optimiser=optimiser)), acting, tmp_path)
 
 
 def test_plan():

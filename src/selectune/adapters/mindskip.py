@@ -39,7 +39,8 @@ class MindSkip(AttachedForm):
     departs: ClassVar[str] = (
         "Of a batch in which some sequences skip an attention and some do not, all are computed. The mean over a sequence keeps packed records "
         "apart. In training, in the development loss and when given answers are scored, the mean is over prompt and answer; only where text is "
-        "generated is it over the prompt alone. The cost is added in each forward pass. The paper's learning rate of 1e-5 is for 8B models."
+        "generated is it over the prompt alone. The cost is a mean over tokens, so that longer records (and padding) count for "
+        "more, and is added in each forward pass. The paper's learning rate of 1e-5 is for 8B models."
     )
     learning_rate_default: ClassVar[float] = 1e-3
     keeps_last: ClassVar[bool] = True

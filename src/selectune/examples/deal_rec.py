@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from selectune.data.chat import Encoded
+from selectune.errors import UserError
 from selectune.examples.factors.curvature import hessian_product
 from selectune.examples.factors.last_block import Effort, Linear, gradients_at, last_linear, pieces_of
 from selectune.examples.factors.normalise import minimum_maximum
@@ -140,6 +141,9 @@ class InfluenceAndEffort(ExampleMethod):
 
     def choose(self, pool: Pool) -> Choice:
         silent = pool.tokens == 0
+        if silent.all():
+            raise UserError("none of the records has a response to learn from", field="examples",
+                            mend="give records with responses, or a larger data.max_length")  # fmt: skip
         influence, effort = (np.where(silent, np.nan, found) for found in (self.influence(pool), measure(pool, Effort())))
         score = minimum_maximum(influence) + self.effort * minimum_maximum(effort)
         if unknown := int((~np.isfinite(score)).sum()):

@@ -104,7 +104,7 @@ class ShapleyValue(Ranked):
     """Random orders of the records."""
     utility: Literal["accuracy", "likelihood"] = "accuracy"
     """What a set of records is worth, where records have labels: right answers at the target, or their log-likelihood."""
-    ridge: Annotated[float, Field(gt=0)] = 1e-3
+    ridge: Annotated[float, Field(ge=1e-8)] = 1e-3
     """Of the regression, as a share of the kernel's mean diagonal (the paper: 1e-6, absolute)."""
     dimension: Annotated[int, Field(gt=0)] = 4096
     """Of the gradients' sketch."""
@@ -118,6 +118,9 @@ class ShapleyValue(Ranked):
         records, target = [pool.records[place] for place in pool.order], list(pool.target)
         labels = shared_labels([*records, *target])
         kernel, cross = empirical_kernel(pool, records, target, len(labels) if labels else None, self.dimension)
+        if not cross.any():
+            raise UserError("nothing of the target, or nothing of the pool, trains", field="examples",
+                            expected="records whose responses fit", mend="a larger data.max_length")  # fmt: skip
         if labels:
             wanted = np.eye(len(labels))[[record.answer for record in records]]
             answers = np.array([record.answer for record in target])

@@ -29,7 +29,8 @@ BLOCK = 2048
 LISTED = 4_000_000
 """Records that are listed at once as cheap for the target, over all of it."""
 TRIED = 1000
-"""Exchanges that are tried at most, each by an exact transport."""
+"""Exchanges that are tried at most, each by an exact transport over all pairs of a chosen record and one of the target: of a thousand and a
+thousand, a billion pairs in all. A hundred exchanges of ten by ten candidates could ask for ten times as many."""
 
 
 class Costs:

@@ -51,7 +51,7 @@ class Sampled(Embedded):
                      "facility_location", "conditional_gain", "mutual_information", "k_dpp", "log_determinant", "herding"] = "top"  # fmt: skip
     """How records are taken: the first eight by their signals (of several, the mean of their ranks; Pareto and TOPSIS take them apart), the others
     by their vectors. ``conditional_gain`` covers what the target's records leave out, ``mutual_information`` what they cover."""
-    signals: tuple[Literal["loss", "difficulty", "length", "likeness", "repeats"], ...] = ("loss",)
+    signals: Annotated[tuple[Literal["loss", "difficulty", "length", "likeness", "repeats"], ...], Field(min_length=1)] = ("loss",)  # fmt: skip
     """Loss of the response, instruction-following difficulty, tokens of the response, likeness to the nearest target record, near duplicates."""
     lower: tuple[str, ...] = ("repeats",)
     """Of these signals, less is better."""

@@ -139,14 +139,17 @@ class JointRank(Ranked):
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Of length; the rest is difficulty."""
     longest: Annotated[int, Field(gt=0)] | None = None
-    """Records of more tokens, prompt and response, come last (they would be cut); left out: than train of one record."""
+    """Records of more tokens, prompt and response, come last; left out: those of which something would be cut."""
 
     def score(self, pool: Pool) -> dict[str, Array]:
         lengths, losses = response_tokens(pool), measure(pool, ResponseLoss())
         joint = self.weight * percentile_ranks(lengths) + (1 - self.weight) * percentile_ranks(losses)
-        uncut = replace(pool.encoder, max_length=sys.maxsize)
-        whole = np.array([sum(len(piece.input_ids) for piece in uncut.encode(record)) for record in pool.records])
-        cut = whole > (self.longest or pool.encoder.max_length)
+        uncut, limit = replace(pool.encoder, max_length=sys.maxsize), self.longest or pool.encoder.max_length
+        split = self.longest is None and pool.encoder.long_records == "split"  # long texts are, and nothing of them is cut
+        cut = np.array([
+            not (split and record.kind == "text") and sum(len(piece.input_ids) for piece in uncut.encode(record)) > limit
+            for record in pool.records
+        ])  # fmt: skip
         joint[cut] -= 2 if self.keep == "highest" else -2
         return {"joint rank": np.where(np.isfinite(losses), joint, np.nan), "response tokens": lengths, "loss": losses}
 

@@ -84,7 +84,7 @@ class Tagged(Asking, Embedded):
 
     tagger: Literal["form", "model"] = "form"
     """``model``: a model gives the tags (so it does where an endpoint or another model is named)."""
-    scales: tuple[int, ...] = (8, 32, 128)
+    scales: tuple[Annotated[int, Field(gt=0)], ...] = (8, 32, 128)
     """Numbers of clusters that give a tag each."""
     least: Annotated[int, Field(gt=0)] = 2
     """Records that a tag must have (the paper, for hundreds of thousands: 20)."""
@@ -200,7 +200,7 @@ class RareFirst(Embedded):
         "of the budget raises them."
     )
 
-    scales: tuple[int, ...] = (32,)
+    scales: tuple[Annotated[int, Field(gt=0)], ...] = (32,)
     """Numbers of clusters that give a tag each."""
     least: Annotated[int, Field(gt=0)] = 2
     """Records that a tag must have."""

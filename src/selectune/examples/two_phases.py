@@ -45,7 +45,7 @@ class TwoPhases(Embedded):
     """Share of the budget for the first phase."""
     buckets: Annotated[int, Field(gt=1)] = 10_000
     """Into which words and pairs of words are hashed."""
-    scales: tuple[int, ...] = (32,)
+    scales: tuple[Annotated[int, Field(gt=0)], ...] = (32,)
     """Numbers of clusters that give a tag each, beside the question's first words and the answer's form."""
     rare: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Percentile of the tags' frequencies up to which a tag is long tail; and share of the records that counts as hard."""

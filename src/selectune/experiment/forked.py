@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from selectune.errors import EXIT_INTERRUPTED, UserError, unwritable
+from selectune.errors import EXIT_INTERRUPTED, UserError, out_of_memory, unwritable
 from selectune.training import Interrupted
 from selectune.training.worker import end_with
 
@@ -90,7 +90,7 @@ def reason(error: Exception, details: Path) -> str:
         raise OSError(errno.ENOSPC, why) from error
     if isinstance(error, UserError):
         return _one_line(error.problem, error.expected)
-    if isinstance(error, MemoryError) or "memory" in str(error).lower():
+    if out_of_memory(error):
         return "out of memory"
     details.parent.mkdir(exist_ok=True)
     details.write_text(traceback.format_exc(), encoding="utf-8")

@@ -7,6 +7,7 @@ measured from the same beginning. Does not know: what a piece does, or what its 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import signal
@@ -107,6 +108,7 @@ class Runner:
             for name in _OF_EVERY_PIECE:
                 importlib.import_module(name)
             facts = self._load()
+            gc.freeze()  # a collection in a forked process, of which each training begins with one, leaves alone what is there already
             plan = Plan(self.protocol, facts, self.store)
             self.take_up(plan)
             for name in self.protocol.tasks:

@@ -6,7 +6,8 @@ prompts are the first domain: they go to the base itself.
 Knows: features, mixtures, the classifier and its file. Does not know: specialists.
 
 Source: SOYO, *Boosting Domain Incremental Learning: Selecting the Optimal Parameters is All You Need*, CVPR 2025, arXiv 2505.23744. The features
-of several depths are laid side by side instead of being fused by a network of their own.
+of several depths are laid side by side instead of being fused by a network of their own, and reduced by the first domain's components. What a
+prompt goes to is a whole specialist instead of an adapter with a head of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selectune.errors import UserError
-from selectune.models.anatomy import Anatomy
+from selectune.models.anatomy import Anatomy, within_context
 from selectune.models.head import SplitModel
 
 
@@ -38,7 +39,7 @@ def features(model: Any, prompts: Sequence[Sequence[int]], depths: Sequence[floa
     layers = [max(round(depth * count), 1) for depth in depths]
     rows = []
     for prompt in prompts:  # one by one: nothing is padded
-        ids = torch.tensor([list(prompt)], device=device)
+        ids = torch.tensor([list(within_context(model, prompt))], device=device)
         states = split.decoder(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         rows.append(torch.cat([states[layer][0].float().mean(0) for layer in layers]))
     return torch.stack(rows).cpu()

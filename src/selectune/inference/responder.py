@@ -45,7 +45,7 @@ class Responder(Protocol):
 class Asking(BaseModel):
     """Settings of a method that asks a model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     by_endpoint: str | None = None
     """Address of an OpenAI-compatible endpoint that answers, such as ``http://localhost:8000/v1``; left out: a model on this machine does."""

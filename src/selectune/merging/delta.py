@@ -61,7 +61,7 @@ class Delta:
         parts, before, after = {}, {}, {}
         for name, one in ours.items():
             one, other = _alike(one.detach(), theirs[name].detach().to(one.device))
-            part = _coarsest(_differ(one, other))
+            part = _coarsest(differ(one, other))
             if part is not None:
                 parts[name], before[name], after[name] = part, part.take(one).cpu(), part.take(other).cpu()
         return cls(base.spec, base.fingerprint, Selection(dict(sorted(parts.items()))), before, after)
@@ -77,7 +77,7 @@ class Delta:
             base: where the base's values come from, if the folder does not keep them.
 
         Raises:
-            UserError: no specialist, one of another base, an adapter, or the base is needed and not given.
+            UserError: no specialist, one of another base, an adapter, or the base is needed and not given, or carries the specialist.
         """
         folder = Path(folder)
         origin = origin_in_place(folder, base)
@@ -89,6 +89,9 @@ class Delta:
         elif base is not None:
             weights = _weights(base)
             before = {name: part.take(weights[name].detach()).cpu() for name, part in parts.items()}
+            if after and not any(differ(*_alike(before[name], values)).any() for name, values in after.items()):
+                raise UserError("changes nothing: the base is its specialist already, or training changed nothing", file=folder,
+                                expected=f"'{origin['base']}' as it was at training", mend="load the base anew")  # fmt: skip
         else:
             raise UserError(
                 f"keeps no values of its base (no {ORIGINAL})", file=folder, mend=f"load the base '{origin['base']}' too"
@@ -128,7 +131,7 @@ class Delta:
         masks = {}
         for name, part in self.selection.parts.items():
             mask = torch.zeros(part.shape, dtype=torch.bool)
-            part.put(mask, _differ(self.before[name], self.after[name]))
+            part.put(mask, differ(self.before[name], self.after[name]))
             masks[name] = _coarsest(mask)
         return self.restrict(Selection({name: part for name, part in masks.items() if part is not None}))
 
@@ -141,15 +144,15 @@ class Delta:
         )
         return replace(self, selection=kept, before=before, after=after)
 
-    def compose(self, *others: Delta) -> Delta:
-        """Return the sum of the changes, on the union of the supports; the order does not matter, to the bit.
+    def compose(self, *others: Delta, minus: Sequence[Delta] = ()) -> Delta:
+        """Return the sum of the changes, less those of some deltas, on the union of the supports; the order does not matter, to the bit.
 
         Changes are added in fp64 and rounded once. Where all others add up to nothing the specialist's own value stays, bit for bit.
 
         Raises:
             UserError: the deltas belong to different bases.
         """
-        return _sum([(1, delta) for delta in (self, *others)])
+        return _sum([*((1, delta) for delta in (self, *others)), *((-1, delta) for delta in minus)])
 
     def minus(self, other: Delta) -> Delta:
         """Return the difference of two deltas: this one's changes less the other's, on the union of the supports.
@@ -157,7 +160,7 @@ class Delta:
         Raises:
             UserError: the deltas belong to different bases.
         """
-        return _sum([(1, self), (-1, other)])
+        return self.compose(minus=[other])
 
     def apply(self, base: Base) -> None:
         """Write the specialist's values into its base in place; nothing else is touched.
@@ -210,7 +213,7 @@ class Delta:
                     f"the model has no parameter '{name}' of shape {part.shape}", expected=f"a model like '{self.spec}'"
                 )
             now = part.take(weights[name].detach()).cpu()
-            if _differ(now, values[name].to(now.dtype)).any():
+            if differ(now, values[name].to(now.dtype)).any():
                 raise UserError(f"{otherwise} ('{name}')", expected=f"a copy of '{self.spec}'")
 
     def _spread(self, name: str, values: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -225,7 +228,7 @@ class Delta:
         if not isinstance(other, Delta) or self.fingerprint != other.fingerprint or self.selection != other.selection:
             return False
         return not any(
-            one[name].dtype != two[name].dtype or _differ(self._spread(name, one[name]), other._spread(name, two[name])).any()
+            one[name].dtype != two[name].dtype or differ(self._spread(name, one[name]), other._spread(name, two[name])).any()
             for name in self.selection.names()
             for one, two in ((self.before, other.before), (self.after, other.after))
         )
@@ -278,7 +281,7 @@ def _sum_of(name: str, part: Part, terms: Sequence[tuple[int, Delta]]) -> tuple[
     result = torch.where(total == 0, before, (before.double() + total).to(dtype))
     for (sign, _), after, change in zip(terms, afters, changes, strict=True):
         if sign > 0:
-            result = torch.where((change == total) & _differ(after, before), after, result)
+            result = torch.where((change == total) & differ(after, before), after, result)
     return before, result
 
 
@@ -303,7 +306,7 @@ def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return one.to(dtype), other.to(dtype)
 
 
-def _differ(one: Tensor, other: Tensor) -> Tensor:
+def differ(one: Tensor, other: Tensor) -> Tensor:
     """Return where the bits of two tensors of one dtype differ: zeros of two signs do, and equal NaNs do not."""
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
     return one.contiguous().view(bits) != other.contiguous().view(bits)

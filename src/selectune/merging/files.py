@@ -83,9 +83,7 @@ def compose(places: Sequence[Path], minus: Sequence[Path], target: Path, base: s
     """Write the sum of deltas, less others."""
     with _fresh(target) as folder:
         first, *others = deltas_at([*places, *minus], base)
-        delta = first.compose(*others[: len(places) - 1])
-        for other in others[len(places) - 1 :]:
-            delta = delta.minus(other)
+        delta = first.compose(*others[: len(places) - 1], minus=others[len(places) - 1 :])
         delta.save(folder)
     return delta
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from selectune.errors import UserError
 from selectune.merging.method import Finish
-from selectune.models.anatomy import Anatomy
+from selectune.models.anatomy import Anatomy, within_context
 from selectune.models.head import SplitModel
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class Recovery(Finish):
     )
     departs: ClassVar[str] = (
         "The prompts are general ones (built in) instead of harmful ones, and the task's measure is the loss of the development records' "
-        "responses. Prompts are passed one by one, so that nothing is padded."
+        "responses. Prompts are passed one by one, so that nothing is padded. The number of weights that may return in a step is met, ties by "
+        "place; the paper's code leaves out the last of them and its equals."
     )
 
     block: Annotated[int, Field(gt=0)] | None = None
@@ -246,7 +247,7 @@ def _states(model: Any, prompts: Prompts, settings: Recovery) -> Tensor:
     try:
         for prompt in prompts:
             try:
-                split.hidden(input_ids=torch.tensor([list(prompt)], device=device))
+                split.hidden(input_ids=torch.tensor([list(within_context(model, prompt))], device=device))
             except _Enough:
                 continue
     finally:

@@ -59,7 +59,12 @@ class Serving:
         self._deltas[name] = delta
 
     def remove(self, name: str) -> None:
-        """Forget a delta; the base is in use where that one was."""
+        """Forget a delta; the base is in use where that one was.
+
+        Raises:
+            UserError: no such delta.
+        """
+        self._served(name)
         if name == self._active:
             self.use(None)
         del self._deltas[name]
@@ -70,20 +75,22 @@ class Serving:
         Raises:
             UserError: no such delta.
         """
-        if name is not None and name not in self._deltas:
-            raise UserError(
-                f"no delta '{name}' is served{nearest(name, self._deltas)}", expected=f"one of {', '.join(self.names())}"
-            )
+        new = None if name is None else self._served(name)
         if name == self._active:
             return self.model
         if self._active is not None:
             old = self._deltas[self._active]
             old.put(self.model, old.before)
-        if name is not None:
-            new = self._deltas[name]
+        if new is not None:
             new.put(self.model, new.after)
         self._active = name
         return self.model
+
+    def _served(self, name: str) -> Delta:
+        """Return a delta by its name."""
+        if name not in self._deltas:
+            raise UserError(f"no delta '{name}' is served{nearest(name, self._deltas)}", expected=" or ".join(self.names()))
+        return self._deltas[name]
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[Any]:

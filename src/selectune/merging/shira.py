@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from selectune.adapters.form import ORIGIN, read_origin, write_origin
 from selectune.errors import UserError
-from selectune.merging.delta import Delta
+from selectune.merging.delta import Delta, differ
 from selectune.parameters.selection import Part, Selection
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def to_shira(delta: Delta, base: Base, folder: Path) -> int:
     """Write a delta as an adapter that ``peft.PeftModel.from_pretrained`` loads.
 
     The file holds changes in fp32, so an entry that shrank to less than half or changed its sign may come back one unit in the
-    change's last place away.
+    change's last place away, and no change gives -0.0: it comes back as 0.0.
 
     Returns:
         The number of entries that do not come back bit for bit in fp32.
@@ -60,8 +60,8 @@ def to_shira(delta: Delta, base: Base, folder: Path) -> int:
     tensors, missed = {}, 0
     for name, part in parts.items():
         before, after = (_flat(part, side[name].float()) for side in (delta.before, delta.after))
-        change = after - before
-        missed += int((before + change != after).sum())
+        change = after - before + 0.0  # of a zero that changed its sign -0.0, which would be a filler
+        missed += int(differ(before + change, after).sum())
         index, values = _filled(part.flat().index, change, rank * sum(part.shape), part.shape[0] * part.shape[1])
         key = _PREFIX + name.removesuffix(".weight")
         tensors[f"{key}.shira_indices"] = torch.stack([index // part.shape[1], index % part.shape[1]]).int()

@@ -9,6 +9,7 @@ Does not know: how to load a model, and which part should train.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,11 @@ def context_length(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048)
 
 
+def within_context(model: Any, prompt: Sequence[int]) -> Sequence[int]:
+    """Return the last tokens of a prompt, as many as a model's context holds."""
+    return prompt[-context_length(model) :]
+
+
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Return the tokens that end an answer, sorted: what the tokenizer calls the end, and what the model's own settings do (gemma's end of turn)."""
     named = model.generation_config.eos_token_id
@@ -140,7 +146,7 @@ def _block(index: int, prefix: str, layer: nn.Module, parameters: list[str], con
     linears = {}
     for name, module in layer.named_modules():
         if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-            role = next((role for role, pattern in _ROLES if re.search(pattern, name)), "other")
+            role = next((role for role, pattern in _ROLES if re.search(pattern, name.removesuffix(".base_layer"))), "other")
             linears[f"{prefix}.{name}"] = role
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0
     stacked = tuple(name for name in inside if ".experts." in name)

@@ -48,7 +48,8 @@ class CoFiTune(Searched):
     )
     departs: ClassVar[str] = (
         "A node is worth its gain on held-out records, less the rise of the loss on general conversations, in place of the paper's two scores. The "
-        "soft mask on gradients is a policy. `up+down` has no `gate`, as in the released code."
+        "best of all nodes that were tried is taken, wherever the way down ends. The soft mask on gradients is a policy. `up+down` has no `gate`, as "
+        "in the released code."
     )
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4

@@ -12,10 +12,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from selectune.parameters.factors.allocation import Allocation
-from selectune.parameters.factors.inputs import layers_of
 from selectune.parameters.factors.scores import Scores, Settings, scores_of
 from selectune.parameters.factors.targets import Target
-from selectune.parameters.factors.units import Units, units
 from selectune.parameters.method import Context
 from selectune.parameters.scored import Scored
 
@@ -31,7 +29,8 @@ class DPruner(Scored):
     )
     departs: ClassVar[str] = (
         "The score chooses what trains instead of what is kept. It is |u + F w^2 / 2| at the base's weights, with F of single examples; the "
-        "released code adds steps of a training up, with constants (2000, 1/1000) and a cube of the weight. Layers see the base's own inputs."
+        "released code adds steps of a training up, with constants (2000, 1/1000) and a cube of the weight. Layers see the base's own inputs. "
+        "Stacks of experts cannot be scored."
     )
 
     score: str = "dual_importance"
@@ -45,8 +44,3 @@ class DPruner(Scored):
 
     def score_entries(self, context: Context, eligible: list[Target]) -> Scores:
         return scores_of(self.score, context, eligible, Settings(examples=self.examples, penalty=self.penalty, step=self.step))
-
-    def units_of(self, context: Context, eligible: list[Target], scores: Scores) -> list[Units]:
-        return units(
-            self.granularity, layers_of(eligible), scores, context.base.anatomy.blocks, side=self.side, reduce=self.reduce
-        )

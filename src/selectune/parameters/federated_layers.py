@@ -145,7 +145,8 @@ class FederatedLayers(ParameterMethod):
         if self.k > len(blocks):
             raise UserError(f"{self.k} blocks are asked for and the base has {len(blocks)}", field="parameters.k",
                             expected=f"at most {len(blocks)}")  # fmt: skip
-        clients = [some for some in self.split(context.train) if any(context.encoder.encode(record) for record in some)]
+        split = self.split(context.train)
+        clients = [some for some in split if any(context.encoder.encode(record) for record in some)] or split
         gains = torch.stack([self.gains(context, records) for records in clients])
         context.examples_scored = sum(map(len, clients))
         masks = solve(gains, [self.k] * len(gains), self.penalty * median(gains.view(-1).tolist()))

@@ -56,7 +56,8 @@ class FedSelect(ParameterMethod):
     summary: ClassVar[str] = "Entries that move most while domain and general conversations train in turns and share the rest."
     departs: ClassVar[str] = (
         "Two clients on one machine, the training records and general conversations; what is handed on is the first one's mask, and the "
-        "specialist trains from the base with it, alone. A phase is a number of steps instead of an epoch."
+        "specialist trains from the base with it, alone. A phase is a number of steps instead of an epoch, its learning rate falls to 0, and its "
+        "gradient is clipped to a norm of 1."
     )
 
     targets: str = "linear"

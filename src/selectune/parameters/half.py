@@ -7,7 +7,7 @@ Does not know: that the same draw can be undone after training (``merging/half_r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from selectune.adapters.attached import BESIDE
 from selectune.parameters.factors.targets import ATTENTION, MLP
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
@@ -36,15 +37,16 @@ class Unit:
 
 
 def units_of(anatomy: Anatomy) -> list[list[Unit]]:
-    """Return the units of each block, in the order of the model."""
+    """Return the units of each block, in the order of the model; what lies beside a layer belongs to it."""
     found = []
     for block in anatomy.blocks:
+        adapted = {name.partition(".base_layer.")[0] for name in block.parameters if ".base_layer." in name}
         groups: dict[str, list[str]] = {}
         for name in block.parameters:
-            groups.setdefault(name if name in block.expert_parameters else name.rpartition(".")[0], []).append(name)
+            groups.setdefault(name if name in block.expert_parameters else _layer(name, adapted), []).append(name)
         units = []
         for key, names in groups.items():
-            role = block.linears.get(key, "")
+            role = block.linears.get(key) or block.linears.get(f"{key}.base_layer", "")
             if names[0] in block.norms:
                 category = "norm"
             elif names[0] in block.expert_parameters or role in MLP:
@@ -54,6 +56,12 @@ def units_of(anatomy: Anatomy) -> list[list[Unit]]:
             units.append(Unit(category, tuple(names), sum(anatomy.sizes[name] for name in names)))
         found.append(units)
     return found
+
+
+def _layer(name: str, adapted: Collection[str]) -> str:
+    """Return the layer that a parameter belongs to or lies beside."""
+    around = next((layer for layer in adapted if name.startswith(f"{layer}.")), None)
+    return around or name.rpartition(".")[0].removesuffix(f".{BESIDE}")
 
 
 def draw(

@@ -33,7 +33,8 @@ class LoFiTHeads(ParameterMethod):
         "The k heads whose outputs' scales move most when all are trained under an L1 penalty; meant for the form `lofit`."
     )
     departs: ClassVar[str] = (
-        "A fixed number of steps instead of five epochs; scales start at 0 instead of at random numbers of size 0.001."
+        "A fixed number of steps, at a rate that falls to 0 and with clipped gradients, instead of five epochs; scales start at 0 instead of at "
+        "random numbers of size 0.001."
     )
 
     k: Annotated[int, Field(gt=0)] = 24
@@ -95,4 +96,4 @@ class Scale(Attachment):
         self.scale = nn.Parameter(torch.zeros(width))
 
     def before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        return (inputs[0] * (1 + self.scale).to(inputs[0].dtype), *inputs[1:])
+        return ((inputs[0] * (1 + self.scale)).to(inputs[0].dtype), *inputs[1:])

@@ -164,7 +164,8 @@ class Personalised(ParameterMethod):
     paper: ClassVar[str] = "Exploring and Evaluating Personalized Models for Code Generation, ESEC/FSE 2022, arXiv 2208.13928"
     summary: ClassVar[str] = "A menu of fixed subsets: everything, embeddings and head, or the last blocks with nothing else."
     departs: ClassVar[str] = (
-        "The paper's fourth choice, a prefix of learned keys and values, is no choice of weights and is not here."
+        "The paper's fourth choice, a prefix of learned keys and values, is no choice of weights and is not here. Learned position embeddings "
+        "count as embeddings."
     )
 
     subset: Literal["all", "embeddings_and_head", "last_blocks"] = "last_blocks"

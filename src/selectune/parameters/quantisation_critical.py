@@ -25,6 +25,7 @@ def rounded(weight: Tensor, bits: int, group: int) -> Tensor:
         weight: ``(outputs, inputs)``. group: inputs that share a scale; the last group may have fewer.
     """
     outputs, inputs = weight.shape
+    group = min(group, inputs)
     padded = torch.nn.functional.pad(weight.float(), (0, -inputs % group)).view(outputs, -1, group)
     most = 2 ** (bits - 1) - 1
     scale = padded.abs().amax(-1, keepdim=True) / most
@@ -43,7 +44,8 @@ class QuantisationCritical(ParameterMethod):
     summary: ClassVar[str] = "The linear layers whose output errs most when the base is rounded to few bits."
     departs: ClassVar[str] = (
         "The rule for layers hurt by low bits, on a language model; time embeddings and activation scales belong to diffusion models. Rounding is "
-        "to even steps with a scale for a group of inputs. What is trained on is the run's objective, not the full model's outputs layer by layer."
+        "to even steps with a scale for a group of inputs. What is trained on is the run's objective, not the full model's outputs layer by layer. "
+        "Routers and stacks of experts are not ranked."
     )
 
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -65,9 +67,10 @@ class QuantisationCritical(ParameterMethod):
 
     @torch.no_grad()
     def errors(self, context: Context) -> dict[str, float]:
-        """Return ``||W x - W_q x|| / ||W x||`` of each linear layer of the blocks, over all tokens of the records."""
+        """Return ``||W x - W_q x|| / ||W x||`` of each linear layer of the blocks but routers, over all tokens of the records."""
         model = context.base.model
-        modules = {name: model.get_submodule(name) for block in context.base.anatomy.blocks for name in block.linears}
+        layers = [layer for block in context.base.anatomy.blocks for layer in block.linears.items()]
+        modules = {name: model.get_submodule(name) for name, role in layers if role != "router"}
         modules = {name: module for name, module in modules.items() if module.weight.is_floating_point()}
         turned = {name for name, module in modules.items() if type(module).__name__.endswith("Conv1D")}
         wrong, whole = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
@@ -77,8 +80,9 @@ class QuantisationCritical(ParameterMethod):
         def measure(name: str, module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             weight = (module.weight.t() if name in turned else module.weight).float()
             states = inputs[0].reshape(-1, weight.shape[1]).float()
-            wrong[name] += float((states @ (weight - rounded(weight, self.bits, self.group)).t()).square().sum())
-            whole[name] += float((states @ weight.t()).square().sum())
+            with torch.autocast(states.device.type, enabled=False):  # which would round the products to bf16
+                wrong[name] += float((states @ (weight - rounded(weight, self.bits, self.group)).t()).square().sum())
+                whole[name] += float((states @ weight.t()).square().sum())
 
         with hooked(modules, measure), torch.autocast(model.device.type, torch.bfloat16, enabled=context.bfloat16):
             for row in rows:

@@ -43,6 +43,7 @@ class S2FT(ParameterMethod):
         "Nothing is permuted: rows and columns train at the cost of the part wherever they lie. With grouped queries a value head is the "
         "whole group (the released code permutes groups by the numbers of query heads)."
     )
+    usual_rate: ClassVar[float | None] = 1e-3
 
     down: Annotated[float, Field(ge=0, le=1)] = 0.04
     """Share of all channels whose column of the down projection trains."""

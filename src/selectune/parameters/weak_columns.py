@@ -31,7 +31,7 @@ class WeakColumns(ParameterMethod):
     summary: ClassVar[str] = "The input columns of each layer that rounding to a few bits would hurt most."
     departs: ClassVar[str] = (
         "The other columns stay as they are instead of being rounded (OPTQ), so every layer sees the base's own inputs; a number of "
-        "columns is given instead of an average number of bits."
+        "columns is given instead of an average number of bits. Stacks of experts are left out."
     )
 
     k: Annotated[int, Field(gt=0)] = 8
@@ -46,7 +46,7 @@ class WeakColumns(ParameterMethod):
     """Which layers, as in ``scored``."""
 
     def select(self, context: Context) -> Selection:
-        eligible = layers_of(targets(context.base, self.targets))
+        eligible = layers_of([target for target in targets(context.base, self.targets) if len(target.shape) == 2])
         counts = [self.k if target.role in ATTENTION else max(1, round(self.k * self.mlp_share)) for target in eligible]
         scores = scores_of("rounding_error", context, eligible, Settings(examples=self.examples, bits=self.bits))
         groups = units("column", eligible, scores, context.base.anatomy.blocks, reduce="sum")

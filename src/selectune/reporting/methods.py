@@ -24,6 +24,7 @@ from rich.table import Table
 
 from selectune import catalogue
 from selectune.catalogue import KEYS, Method
+from selectune.docstrings import of_attributes
 from selectune.errors import UserError, nearest
 from selectune.run import write_atomically
 
@@ -167,16 +168,11 @@ def family(method: type[Method]) -> str:
 
 def hypers(method: type[Method]) -> list[Hyper]:
     """Return a method's hyper-parameters in the order in which they are declared."""
+    said = of_attributes(method)
     return [
-        Hyper(name, _type_of(info), _default(info), " ".join(_said(method, name).replace("``", "`").split()))
+        Hyper(name, _type_of(info), _default(info), " ".join(said.get(name, "").replace("``", "`").split()))
         for name, info in method.model_fields.items()
     ]
-
-
-def _said(method: type[Method], name: str) -> str:
-    """Return the documentation of a field; where a class gives it another default and no words, those of the class before."""
-    fields = (each.model_fields.get(name) for each in method.__mro__ if issubclass(each, Method))
-    return next((info.description for info in fields if info is not None and info.description), "")
 
 
 def defaults(method: type[Method]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How much memory training takes, told before it starts.
 
-Knows: what training holds at once (weights, gradients, optimiser states, activations, logits, the frozen beginning), what the machine has,
-and which key of the recipe to change when it does not fit. Everything is counted and nothing is timed: the same model, records and
-recipe give the same bytes. Does not know: time, and what a step computes.
+Knows: what training holds at once (weights, gradients, optimiser states, what a policy keeps, activations, logits, the frozen beginning), what
+the machine has, and which key of the recipe to change when it does not fit. Everything is counted and nothing is timed: the same model,
+records and recipe give the same bytes. Does not know: time, and what a step computes.
 """
 
 from __future__ import annotations
@@ -81,16 +81,19 @@ class Footprint:
     """Tokens in a packed sequence."""
     saved_by: dict[str, int]
     """``sequence`` by the kind of module that keeps it."""
+    copies: int = 1
+    """Of what trains, in fp32: the gradients, and what a policy holds beside them."""
 
     @classmethod
     def of(
-        cls, model: Any, rows: list[dict[str, Tensor]], dev: int, recipe: TrainingRecipe, bfloat16: bool, reference: bool = False
-    ) -> Footprint:
+        cls, model: Any, rows: list[dict[str, Tensor]], dev: int, recipe: TrainingRecipe, bfloat16: bool, reference: bool = False,
+        copies: int = 1,
+    ) -> Footprint:  # fmt: skip
         """Count it: one forward pass over one packed sequence and one over two, in which saved tensors are noted.
 
         Args:
-            model: ready to train. rows: packed training sequences. dev: development sequences. reference: the objective keeps a
-                copy of the base.
+            model: ready to train. rows: packed training sequences. dev: development sequences. reference: the objective or the
+                policy keeps a copy of the base. copies: of what trains, see :attr:`Policy.copies`.
         """
         split = SplitModel(model)
         anatomy = Anatomy.of(split.causal)
@@ -119,6 +122,7 @@ class Footprint:
             prefix=kept,
             length=length,
             saved_by=by_kind(both - first),
+            copies=copies,
         )
 
     def at(
@@ -134,11 +138,12 @@ class Footprint:
         trained = self.adapter if adapter else self.trained
         share = (length or self.length) / self.length
         each = self.recomputed if recomputed else self.sequence
+        gradients, states = gradients_and_states(trained, self.copies, recipe, optimiser)
         return Memory(
             process=PROCESS,
             weights=self.frozen_weights + 4 * trained if adapter else self.weights,
-            gradients=0 if recipe.step_in_backward else 4 * trained,
-            optimiser=round(STATES[optimiser or recipe.optimiser] * trained),
+            gradients=gradients,
+            optimiser=states,
             activations=round(HEAP * ((0 if adapter else self.fixed) + micro * each * share)),
             logits=self.logits,
             prefix=0 if recomputed or adapter else self.prefix,
@@ -162,6 +167,15 @@ class Footprint:
         yield both, self.at(recipe, 1, checkpointing=True)
         if self.adapter < self.trained:
             yield f"form: lora, {both}", self.at(recipe, 1, checkpointing=True, adapter=True)
+
+
+def gradients_and_states(trained: int, copies: int, recipe: TrainingRecipe, optimiser: str | None = None) -> tuple[int, int]:
+    """Return the bytes of gradients, with what a policy holds beside them, and of an optimiser's states (left out: the recipe's).
+
+    Args:
+        trained: weights. copies: see :attr:`Policy.copies`.
+    """
+    return 0 if recipe.step_in_backward else 4 * copies * trained, round(STATES[optimiser or recipe.optimiser] * trained)
 
 
 def divisors(batch: int) -> list[int]:

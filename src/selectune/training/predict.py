@@ -238,7 +238,7 @@ def plan(
     file = folder / "plan.json"
     if file.exists():
         return Plan(**json.loads(file.read_text(encoding="utf-8")))
-    footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16)
+    footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16, policy or Nothing())
     micro = micro_batch(footprint, recipe.training, recipe.budget)
     accumulation(recipe.training, micro, max(recipe.training.processes, processes.count()))
     problem = memory_problem(footprint, recipe.training, recipe.budget, micro)
@@ -291,7 +291,7 @@ def predict(
         loading, choosing: seconds that these took and will take again. form, parameters: as a recipe writes them.
         tokens: the account of the training records. notes: what was assumed so far.
     """
-    footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16)
+    footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16, policy or Nothing())
     micro = micro_batch(footprint, recipe.training, recipe.budget)
     settings = recipe.training.model_copy(update={"micro_batch_sequences": micro})
     steps = plan_steps(len(train_rows), sum(len(row["input_ids"]) for row in train_rows), settings, recipe.budget)
@@ -372,9 +372,11 @@ def footprint_of(
     recipe: Recipe,
     objective: Objective,
     bfloat16: bool,
+    policy: Policy,
 ) -> Footprint:
     """Return what training would hold, see :class:`Footprint`."""
-    return Footprint.of(model, train_rows, len(dev_rows), recipe.training, bfloat16, objective.needs_reference)
+    reference = objective.needs_reference or policy.keeps_base
+    return Footprint.of(model, train_rows, len(dev_rows), recipe.training, bfloat16, reference, policy.copies)
 
 
 def forecast(

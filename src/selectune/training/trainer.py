@@ -27,7 +27,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.trainer_utils import EvalLoopOutput
 
 from selectune.data.packing import LikeLengths, stack
-from selectune.errors import UserError, unwritable
+from selectune.errors import UserError, out_of_memory, unwritable
 from selectune.meter import Meter
 from selectune.models import Anatomy
 from selectune.models.head import SplitModel
@@ -38,6 +38,7 @@ from selectune.run import write_atomically
 from selectune.training import processes
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
+from selectune.training.memory import gradients_and_states
 from selectune.training.plan import accumulation, intervals
 from selectune.training.policies.none import Nothing
 from selectune.training.policies.policy import Acting, Policy, Stage
@@ -266,7 +267,7 @@ def train(
     keep_freed_memory()
     policy = policy or Nothing()
     recipe = policy.settings(recipe)
-    _check_room(model, folder)
+    _check_room(model, recipe, policy, folder)
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
     micro = recipe.micro_batch_sequences
     assert micro != "auto"
@@ -349,7 +350,7 @@ def train(
             with trainer.model.attending(train_data):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        if out_of_memory(error):
             raise UserError(
                 "out of memory while training",
                 field="training.micro_batch_sequences",
@@ -364,12 +365,13 @@ def train(
     state = trainer.state
     if interruption.asked and state.global_step < steps:
         raise Interrupted(state.global_step, steps)
-    losses = [(float(log["eval_loss"]), int(log["step"])) for log in state.log_history if "eval_loss" in log]
-    end = (min(losses) if keep_best else losses[-1]) if losses else (None, None)
+    losses = [float(log["eval_loss"]) for log in state.log_history if "eval_loss" in log]
+    best = state.best_global_step  # one of a finite loss
+    dev_loss = float(state.best_metric) if best else losses[-1] if losses else None
     _check_alike(trainer.accelerator, model)
     skipped = _add_up(trainer.accelerator, meter, prefix.skipped_tokens if prefix else 0)
     touched = policy.touched(acting.stage)
-    return TrainingResult(state.global_step, end[1] if keep_best else None, end[0], skipped, touched)
+    return TrainingResult(state.global_step, best, dev_loss, skipped, touched)
 
 
 def _add_up(accelerator: Any, meter: Meter, skipped: int) -> int:
@@ -418,10 +420,11 @@ def _diagnose(model: nn.Module) -> str:
     return "all weights are still finite, so the overflow is in the forward pass"
 
 
-def _check_room(model: nn.Module, folder: Path) -> None:
-    """Refuse to start when gradients and optimiser states, or two checkpoints, cannot fit."""
+def _check_room(model: nn.Module, recipe: TrainingRecipe, policy: Policy, folder: Path) -> None:
+    """Refuse to start when gradients, optimiser states and what the policy keeps, or two checkpoints, cannot fit."""
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    memory, available = trained * 12, psutil.virtual_memory().available
+    gradients, states = gradients_and_states(trained, policy.copies, recipe)
+    memory, available = gradients + states, psutil.virtual_memory().available
     if memory > available and not torch.cuda.is_available():
         raise UserError(
             f"gradients and optimiser states need {memory / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free",
@@ -429,7 +432,7 @@ def _check_room(model: nn.Module, folder: Path) -> None:
             mend="train fewer weights: a LoRA form, or fewer blocks",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    disk, free = trained * 12 * 3, shutil.disk_usage(folder).free
+    disk, free = (4 * trained + states) * 3, shutil.disk_usage(folder).free
     if disk > free:
         raise UserError(
             f"checkpoints need {disk / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free on the disk",

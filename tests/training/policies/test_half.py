@@ -1,8 +1,13 @@
 """Half of the matrices by category, drawn anew."""
 
+import re
+from collections import Counter
+
 import pytest
 
+from selectune import catalogue
 from selectune.errors import UserError
+from selectune.models import load_base
 from selectune.parameters import Selection
 from tests.tiny import ARCHITECTURES, tiny
 from tests.training.policies.running import blocks, run
@@ -35,6 +40,17 @@ def test_every_architecture_has_halves(architecture):
     inside = [name for name in one.parameters if one.block(name) is not None]
     assert 0.25 < sum(name in active for name in inside) / len(inside) < 0.75
     assert set(make("half:share=1").draw(one)) == set(one.parameters)
+
+
+@pytest.mark.parametrize("form", ["lora:rank=2", "ssf"])
+def test_an_adapter_is_drawn_as_the_matrix_that_it_lies_beside(form, llama_folder):
+    base = load_base(llama_folder)
+    one = stage(catalogue.create("adapters", form).apply(base, blocks(base.model), 0), everything=False)
+    active = make("half").draw(one)
+    found = [counts(active, block) for block in range(4)]  # each adapter of a matrix has two tensors
+    assert all(attention == 4 for attention, _, _ in found) and sorted(mlp for _, mlp, _ in found) == [2, 2, 4, 4]
+    layers = [re.split(r"\.(lora_|beside)", name)[0] for name in active if "norm" not in name]
+    assert set(Counter(layers).values()) == {2}
 
 
 def test_other_levels():

@@ -1,6 +1,7 @@
 """Scores learnt by turning blocks down, and draws by them."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -34,6 +35,16 @@ def test_exactly_a_share_of_the_blocks_changes_at_each_step(by, tmp_path, llama_
         watching=[watch], evaluations=0)  # fmt: skip
     assert all(len(number(changed)) == 1 for changed in watch.changed)
     assert len({tuple(number(changed)) for changed in watch.changed}) > 1
+
+
+def test_the_control_draws_all_blocks_alike_whatever_was_learnt():
+    policy, one, counts = make("importance_sampling:by=uniform"), stage(), Counter()
+    one.tensors["scores"] = torch.tensor([4.0, 0.0, -4.0, 0.0], dtype=torch.float64)
+    for step in range(800):
+        one.step = step
+        counts[tuple(number(policy.draw(one)))] += 1
+    assert len(counts) == 4 and all(150 < count < 250 for count in counts.values())
+    assert one.tensors["scores"].tolist() == [4.0, 0.0, -4.0, 0.0]
 
 
 def test_one_block_alone_is_turned_down_too(tmp_path, llama_folder):

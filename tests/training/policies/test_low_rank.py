@@ -8,7 +8,7 @@ import torch
 
 from selectune.errors import UserError
 from selectune.training.policies import roselora
-from selectune.training.policies.fslora import FSLoRA, sketch
+from selectune.training.policies.fslora import FSLoRA, _sketched, sketch
 from selectune.training.policies.low_rank import Factors
 from selectune.training.policies.roselora import RoseLoRA, density_at, kept
 from tests.training.policies.running import blocks, run, same
@@ -82,6 +82,14 @@ def test_the_sketch_is_the_product_on_average():
         drawn[tuple(one.nonzero().squeeze(-1).tolist())] = one
     assert sorted(drawn) == sorted(combinations(range(4), 2))  # all pairs are drawn, and equally weighed they give the identity
     assert torch.equal(torch.stack(list(drawn.values())).mean(0), torch.ones(4))
+    down, up, sketches, found = torch.nn.Linear(6, 4, bias=False), torch.nn.Linear(4, 5, bias=False), {}, []
+    down.register_forward_hook(_sketched(sketches, "layer"))
+    states = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    for one in drawn.values():
+        sketches["layer"] = one
+        found.append(up(down(states)))
+    assert torch.allclose(torch.stack(found).mean(0), states @ (up.weight @ down.weight).T, atol=1e-6)
+    assert torch.allclose(up(down.eval()(states)), states @ (up.weight @ down.weight).T, atol=1e-6)
 
 
 def test_ranks_that_are_not_drawn_stay_bit_for_bit(tmp_path, llama_folder, monkeypatch):

@@ -36,6 +36,17 @@ def test_every_sequence_is_clipped_by_itself(per):
         assert torch.allclose(value.grad, total[name] / 3, atol=1e-6), name
 
 
+def test_without_noise_and_limit_like_sequences_have_the_gradient_of_their_batch():
+    one, inputs = stage(), batch(3)
+    policy = made({"clip": 1e9, "noise": 0.0})
+    with torch.no_grad():
+        policy.before_step(one)
+        policy.loss(one, inputs, lambda: torch.zeros(()))
+        policy.gradients(one)
+    for name, gradient in one.gradient(inputs).items():
+        assert torch.allclose(one.parameters[name].grad, gradient, atol=1e-5), name
+
+
 def test_short_gradients_stay_as_they_are():
     gradient = {"a.lora_A.default.weight": torch.tensor([0.3]), "a.lora_B.default.weight": torch.tensor([0.4])}
     private.clipped(gradient, 0.5, "module")
@@ -58,12 +69,14 @@ def test_the_noise_has_the_size_of_the_limit():
     assert float((found[1] - found[0]).std()) == pytest.approx(3.0 * 0.5 / 2, rel=0.01)
 
 
-def test_without_noise_and_limit_it_is_training_by_sequences(tmp_path, llama_folder):
-    settings = {"choose": blocks, "batch_sequences": 1, "micro_batch_sequences": 1}  # then the mean over tokens is the same
+@pytest.mark.parametrize("form", ["full", "lora:rank=4"])
+def test_without_noise_and_limit_it_is_training_by_sequences(form, tmp_path, llama_folder):
+    alone = {"batch_sequences": 1, "micro_batch_sequences": 1}  # then the mean over tokens is the same
+    settings = {"choose": blocks, "form": form, **alone}
     ran = run(tmp_path / "a", llama_folder, {"method": "private", "noise": 0.0, "clip": 1e9}, **settings)
     plain = run(tmp_path / "b", llama_folder, **settings)
     assert all(torch.allclose(ran.after[name], plain.after[name], atol=1e-4) for name in plain.after)
-    assert not same(plain.after, plain.base)
+    assert not same(plain.after, plain.begun)
 
 
 def test_the_account_is_that_of_constant_noise_and_meets_the_budget():

@@ -81,6 +81,21 @@ def test_factors_lie_along_the_rows_of_weights_and_parts():
     assert Anatomy.of(model).blocks[3].heads == 4
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "phi3"])
+def test_the_heads_of_a_fused_matrix_are_scaled_where_they_lie(architecture):
+    one = stage(tiny(architecture))
+    policy = make("soft_mask:heads=true,dropout=0.1,examples=1")
+    policy.before_step(one)
+    block = one.anatomy.blocks[0]
+    (name,) = (f"{module}.weight" for module, role in block.linears.items() if role == "query_key_value")
+    rows = one.tensors[name]
+    heads = rows[: block.heads * 16 : 16]
+    keys = heads.view(block.key_value_heads, -1).amax(1)
+    assert heads.any() and torch.equal(rows, torch.cat([heads, keys, keys]).repeat_interleave(16))
+    factor = policy.factors(one)[name]
+    assert torch.equal(factor.t() if architecture == "gpt2" else factor, (1 - rows)[:, None].expand(-1, 64))
+
+
 @pytest.mark.parametrize("mask", ["update", "gradient"])
 def test_full_importance_leaves_rows_as_they_are(mask, tmp_path, llama_folder, monkeypatch):
     monkeypatch.setattr(soft_mask, "normalised", torch.ones_like)

@@ -1,6 +1,7 @@
 """Weights that gradients do not speak for are the base's after every step."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,23 @@ def test_the_blend_is_the_formula():
     assert share.min() == 0 and share.max() <= 1
     assert not spider.blend(base, torch.zeros(2, 2)).any()
     assert torch.isfinite(spider.blend(torch.ones(8), torch.randn(8, generator=draw))).all()
+
+
+def test_two_steps_by_hand():
+    """Standard scores are 1.162 and 0.387 either way, their sigmoids 0.762 and 0.596; gradients rank the entries the other way round."""
+    base, gradient = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[4.0, -3.0], [-2.0, 1.0]])
+    value = base.clone()
+    stage = SimpleNamespace(values=lambda: {"w": base}, gradients=lambda: [("w", value, gradient)], tensors={}, passing={})
+    policy = spider.Spider()
+    policy.begin(stage)
+    value += 1
+    policy.after_step(stage)  # shares 0.762 and 0.596 by their mean, at most 1
+    assert torch.allclose(value, torch.tensor([[2.0, 2.8777], [3.0, 4.0]]), atol=1e-4)
+    assert torch.equal(value[1], base[1])
+    value += 1
+    gradient.neg_()
+    policy.after_step(stage)  # the gradients add up to nothing
+    assert torch.equal(value, base)
 
 
 class Follow(TrainerCallback):

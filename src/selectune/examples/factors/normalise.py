@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
 
 Array = np.ndarray
 
@@ -26,6 +25,8 @@ def standard(values: Array) -> Array:
 
 def percentile_ranks(values: Array) -> Array:
     """Return ranks from 0 (lowest) to 1 (highest), ``(n,)``; equal values share the mean of their ranks; what is not finite ranks lowest."""
+    from scipy.stats import rankdata  # takes a second to load
+
     return (rankdata(np.where(np.isfinite(values), values, -np.inf)) - 1) / max(len(values) - 1, 1)
 
 

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from selectune.parameters.method import Context
 
 
-def layers_of(targets: Sequence[Target]) -> list[Target]:
-    """Return the weights that are those of linear layers.
+def layers_of(targets: Sequence[Target]) -> Sequence[Target]:
+    """Return weights, all of which are those of linear layers.
 
     Raises:
-        UserError: none is.
+        UserError: some are stacks of experts, or there is none.
     """
-    found = [target for target in targets if len(target.shape) == 2]
-    if not found:
-        raise UserError("these weights are no linear layers", field="parameters.targets", expected="`attention`, or a dense base")
-    return found
+    if not targets or any(len(target.shape) != 2 for target in targets):
+        raise UserError("stacks of experts have no inputs of their own to be scored by", field="parameters.targets",
+                        expected="`attention`, or a dense base")  # fmt: skip
+    return targets
 
 
 @torch.no_grad()
@@ -116,10 +116,11 @@ def surgeon(weight: Tensor, moment: Tensor, sparsity: float = 0.52, width: int =
     Args:
         moment: H, ``(inputs, inputs)``. sparsity: share of each block that is removed; 0: nothing is.
     """
-    weight, size = weight.clone(), len(moment)
-    diagonal = moment.diagonal()
+    diagonal, size = moment.diagonal(), len(moment)
+    dead = diagonal == 0  # its weights matter to nothing; in the inverse it counts as 1
+    weight = weight.masked_fill(dead, 0)
     damp = 0.01 * diagonal.mean().clamp(min=torch.finfo(moment.dtype).tiny)
-    steady = moment + torch.diag(damp + (diagonal == 0))  # a dead input counts as 1
+    steady = moment + torch.diag(damp + dead)
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(steady)), upper=True)
     found = torch.empty_like(weight)
     for start in range(0, size, width):

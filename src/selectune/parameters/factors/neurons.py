@@ -60,7 +60,7 @@ def awareness(context: Context, records: Sequence[Record]) -> tuple[Tensor, Tens
             states = inputs[0].detach()
 
             def add(gradient: Tensor) -> None:
-                aware[number] += (states * gradient).float().abs().flatten(0, -2).sum(0).cpu()
+                aware[number] += (states.float() * gradient.float()).abs().flatten(0, -2).sum(0).cpu()
 
             inputs[0].register_hook(add)
 
@@ -70,7 +70,7 @@ def awareness(context: Context, records: Sequence[Record]) -> tuple[Tensor, Tens
         def look(layer: Any, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             entered = inputs[0] if inputs else keywords["hidden_states"]
             left = output[0] if isinstance(output, tuple) else output
-            change[number] += (left - entered).detach().float().abs().mean(-1).sum().cpu()
+            change[number] += (left.detach().float() - entered.detach().float()).abs().mean(-1).sum().cpu()
 
         return look
 

@@ -162,9 +162,9 @@ def greedy(
         return known[code]
 
     chosen: Code = tuple(sorted(units)) if backward else ()
-    best, seen = chosen, measured(chosen)
-    now = seen
     try:
+        best, seen = chosen, measured(chosen)
+        now = seen
         while chosen if backward else len(chosen) < min(len(units), most or len(units)):
             steps = [tuple(u for u in chosen if u != unit) for unit in chosen] if backward else [
                 tuple(sorted((*chosen, unit))) for unit in units if unit not in chosen

@@ -45,6 +45,11 @@ class BiDrop(Masked):
     scaling: bool = True
     """Count the gradient against the weight too, not only against its own spread."""
 
+    @property
+    def copies(self) -> int:  # type: ignore[override]
+        """Beside the factors the gradient of each sub-network."""
+        return super().copies + self.passes
+
     def begin(self, stage: Stage) -> None:
         stage.passing["branches"] = branches(stage.whole.causal)
         stage.passing["open"] = ExitStack()

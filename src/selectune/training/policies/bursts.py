@@ -26,6 +26,7 @@ class Bursts(Policy):
         "tasks. AdamW of its own in each burst, which is short by default, as are the general conversations that are built "
         "in (64). No distillation of stored logits."
     )
+    copies: ClassVar[int] = 2
 
     every: Annotated[int, Field(gt=0)] = 100
     """Steps between two bursts."""

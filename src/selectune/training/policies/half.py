@@ -22,7 +22,7 @@ class Half(Sampled):
     summary: ClassVar[str] = "A random half of the matrices trains at a time, drawn anew each epoch."
     departs: ClassVar[str] = (
         "Drawn anew within a run, each epoch (the paper: each stage of training; a draw for a whole run is a choice of parameters), "
-        "among all matrices: what was not chosen to train stays out."
+        "among all matrices: what was not chosen to train stays out. An adapter is drawn with its matrix."
     )
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -27,6 +27,7 @@ class ImportanceSampling(Sampled):
     )
     summary: ClassVar[str] = "A quarter of the blocks trains at each step, those that are missed most when turned down."
     departs: ClassVar[str] = "In place, a block is turned down by shrinking its change from the base."
+    copies: ClassVar[int] = 2
     remembers_on_cpu: ClassVar[bool] = True
 
     active: Annotated[float, Field(gt=0, le=1)] = 0.25

@@ -23,6 +23,11 @@ class Masked(Policy, ABC):
     mask: Literal["gradient", "update"] = "gradient"
     """What is multiplied: the gradient, before it is clipped; or what the optimiser makes of the whole gradient."""
 
+    @property
+    def copies(self) -> int:  # type: ignore[override]
+        """Beside the gradients the factors, and what is put back."""
+        return 3 if self.mask == "update" else 2
+
     @abstractmethod
     def factors(self, stage: Stage) -> dict[str, Tensor]:
         """Return factors from 0 to 1 (more, for gradients) by name, of the shape of what trains; where there is none, it is 1."""

@@ -205,6 +205,10 @@ class Policy(Method, ABC):
     axis: ClassVar[str] = "policies"
     acts: ClassVar[bool] = True
     """Whether gradients or updates are looked at: a parameter can then not step, and its gradient be freed, in the backward pass."""
+    copies: ClassVar[int] = 1
+    """Of what trains, in fp32, that are held at once beside the weights and the optimiser's states: the gradients are one."""
+    keeps_base: ClassVar[bool] = False
+    """Whether a copy of the base is held."""
     own_gradients: ClassVar[bool] = False
     """Whether the policy makes the gradients, or the whole update, itself; losses are then asked for without a graph."""
     changes_what_trains: ClassVar[bool] = False

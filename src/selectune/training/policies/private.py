@@ -31,8 +31,11 @@ class Private(Policy):
     departs: ClassVar[str] = (
         "Limits and noise are constant (no learnt controller). A sequence is the unit: what is protected is one sequence in place of another. "
         "Without a record others would be packed together, so set `data.packing: false` where single records are to be protected. The account is "
-        "that of Poisson sampling; sequences are shuffled. The noise follows from the run's seed, which must stay secret."
+        "that of Poisson sampling; sequences are shuffled. All sequences weigh alike, however many tokens of theirs are learnt (in plain training "
+        "tokens weigh alike). The noise follows from the run's seed, which must stay secret. Of the third paper only the noise on embeddings is "
+        "here: no token is exchanged for another, all get the same noise, nothing is split between two parties, and the account leaves it out."
     )
+    copies: ClassVar[int] = 2
     own_gradients: ClassVar[bool] = True
 
     clip: Annotated[float, Field(gt=0)] = 1.0

@@ -36,6 +36,7 @@ class Refresh(Policy):
     )
     summary: ClassVar[str] = "Chooses anew which weights train every so many steps."
     departs: ClassVar[str] = "A weight of which nothing trained before starts with the others' step counter."
+    keeps_base: ClassVar[bool] = True
     changes_what_trains: ClassVar[bool] = True
 
     parameters: str | dict[str, Any] | None = None

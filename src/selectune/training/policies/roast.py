@@ -63,6 +63,11 @@ class RoAST(Masked):
                              "`mask: gradient`, or `rescale: false`")  # fmt: skip
         return self
 
+    @property
+    def copies(self) -> int:  # type: ignore[override]
+        """Beside the factors their sums of squares."""
+        return super().copies + self.masked
+
     def before_step(self, stage: Stage) -> None:
         stage.passing["micro"] = 0
         period = stage.epoch if self.every is None else stage.step // self.every

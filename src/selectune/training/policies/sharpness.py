@@ -21,6 +21,7 @@ class Sharpness(Policy):
     name: ClassVar[str] = "sharpness"
     paper: ClassVar[str] = "Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021, arXiv 2010.01412"
     summary: ClassVar[str] = "Steps by the gradient at the worst nearby weights (SAM): two passes a step."
+    copies: ClassVar[int] = 3
 
     radius: Annotated[float, Field(ge=0)] = 0.02
     """Length of the step uphill, over all that trains; 0: plain training."""

@@ -18,12 +18,14 @@ from torch.nn import functional
 from selectune.data.packing import in_records
 from selectune.errors import UserError
 from selectune.models.anatomy import Block
+from selectune.parameters.factors.targets import Target, in_order
 from selectune.training.policies.dropout import branches, dropping
 from selectune.training.policies.masked import Masked
 from selectune.training.policies.policy import Batch, Stage
 
 _OUTPUTS = ("up", "gate_up", "down")
-_HEADS = ("query", "key", "value")
+_HEADS = ("query_key_value", "query", "key", "value")
+Shapes = dict[str, tuple[tuple[int, ...], bool]]
 
 
 class SoftMask(Masked):
@@ -37,7 +39,8 @@ class SoftMask(Masked):
     summary: ClassVar[str] = "Rows that the model's own predictions hang on are updated less."
     departs: ClassVar[str] = (
         "The mask lies along the rows of a weight (the released code repeats it along the flat gradient) and scales the update, since Adam "
-        "divides a constant factor on the gradient out again. Both branches' outputs are dropped instead of attention's probabilities."
+        "divides a constant factor on the gradient out again. Both branches' outputs are dropped instead of attention's probabilities. Where "
+        "gate and up are one matrix, the gate's rows are scaled too."
     )
 
     mask: Literal["gradient", "update"] = "update"
@@ -73,9 +76,10 @@ class SoftMask(Masked):
             for name, gradient in zip(ones, gradients, strict=True):
                 raw[name] = raw.get(name, 0) + (torch.zeros_like(ones[name]) if gradient is None else gradient)
         scaled = {name: normalised(value / tokens) for name, value in raw.items()}
-        return {weight: row for block in stage.anatomy.blocks for weight, row in self._rows(block, scaled).items()}
+        shapes = _shapes(stage)
+        return {weight: row for block in stage.anatomy.blocks for weight, row in self._rows(block, scaled, shapes).items()}
 
-    def _rows(self, block: Block, importance: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _rows(self, block: Block, importance: dict[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
         """Importance of the outputs of the weights of one block."""
         found = {}
         heads = importance.get(f"{block.prefix}/heads")
@@ -83,8 +87,12 @@ class SoftMask(Masked):
             if module in importance:
                 found[f"{module}.weight"] = importance[module]
             elif heads is not None and role in _HEADS:
-                groups = heads if role == "query" else heads.view(block.key_value_heads, -1).amax(1)
-                found[f"{module}.weight"] = groups.repeat_interleave(block.head_size)
+                name = f"{module}.weight"
+                shape, transposed = shapes[name]
+                in_order(Target(name, shape, role, block.index, transposed), block)
+                keys = heads.view(block.key_value_heads, -1).amax(1)
+                groups = {"query": [heads], "query_key_value": [heads, keys, keys]}.get(role, [keys])
+                found[name] = torch.cat(groups).repeat_interleave(block.head_size)
         return found
 
     def factors(self, stage: Stage) -> dict[str, Tensor]:
@@ -158,7 +166,7 @@ def _shape(module: Any) -> tuple[int, int]:
     return (second, first) if turned else (first, second)
 
 
-def _shapes(stage: Stage) -> dict[str, tuple[tuple[int, ...], bool]]:
+def _shapes(stage: Stage) -> Shapes:
     """Shape of each linear layer's weight, and whether its rows are inputs."""
     found = {}
     for block in stage.anatomy.blocks:

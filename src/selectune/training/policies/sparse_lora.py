@@ -32,7 +32,8 @@ class SparseLoRA(Policy):
     )
     departs: ClassVar[str] = (
         "The MLPs only; attention, which the paper thins out less, is computed in full. Which blocks stay dense is a share instead of a search. "
-        "Tokens are told apart one by one, so records may be packed."
+        "Tokens are told apart one by one, so records may be packed. Channels are scored by the context tokens of a pass, the ones they are left "
+        "out for, and not by all tokens."
     )
     changes_what_trains: ClassVar[bool] = True
 

@@ -37,6 +37,8 @@ class SparseGrad(Policy):
         "gradients are not clipped, and there is no weight decay on them. Adam's moments are as large as the matrix, with betas of 0.9 and 0.999, "
         "whatever `training` says."
     )
+    copies: ClassVar[int] = 2
+    """The update beside the gradients; moments are as large as the optimiser's, which has none of these."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Share of the entries of each turned gradient that steps."""

@@ -20,7 +20,11 @@ class Spider(Policy):
     name: ClassVar[str] = "spider"
     paper: ClassVar[str] = "Learn from Downstream and Be Yourself in Multimodal LLM Fine-Tuning, ICML 2025, arXiv 2411.10928"
     summary: ClassVar[str] = "After each step, weights are pulled back to the base's unless their gradients outrank their size."
-    departs: ClassVar[str] = "Tensors whose entries are all alike count as average throughout (the sample deviation there is 0)."
+    departs: ClassVar[str] = (
+        "Tensors whose entries are all alike count as average throughout (the sample deviation there is 0). Where a part of a tensor trains, "
+        "entries are ranked among those that do."
+    )
+    copies: ClassVar[int] = 3
 
     mask: Literal["ranked", "magnitude"] = "ranked"
     """``ranked``: gradient against magnitude. ``magnitude``: the paper's baseline, the larger half of each tensor stays as it was."""

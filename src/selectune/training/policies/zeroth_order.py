@@ -35,6 +35,7 @@ class ZerothOrder(Policy):
         "size bear. Sparsity is off unless asked for: `small_weights` would be thinned out twice, and factors of adapters that start at zero "
         "would be left out for good."
     )
+    copies: ClassVar[int] = 0
     own_gradients: ClassVar[bool] = True
     usual_rate: ClassVar[float] = 3e-6
     """The peak learning rate where a recipe names none."""
@@ -46,7 +47,8 @@ class ZerothOrder(Policy):
 
     def settings(self, recipe: TrainingRecipe) -> TrainingRecipe:
         found = super().settings(recipe)
-        return found if found.learning_rate else found.model_copy(update={"learning_rate": self.usual_rate})
+        # of an optimiser without states: it is handed no gradient
+        return found.model_copy(update={"learning_rate": found.learning_rate or self.usual_rate, "optimiser": "sgd"})
 
     def begin(self, stage: Stage) -> None:
         stage.passing["limits"] = {name: limit(value.detach(), self.sparsity) for name, value in stage.parameters.items()}
