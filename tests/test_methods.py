@@ -4,6 +4,8 @@ import ast
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -168,3 +170,10 @@ def test_evidence_is_read_as_far_as_it_is_understood(tmp_path):
     file.write_text("{}")
     assert shown.evidence_of(file) == {}
     assert shown.evidence_of(tmp_path / "none.json") == {} == shown.evidence_of(None)
+
+
+def test_a_list_of_methods_waits_for_no_trainer():
+    """What trains, measures and adapts takes seconds to load."""
+    heavy = ["accelerate", "datasets", "pandas", "peft", "scipy.stats", "transformers.modeling_utils", "transformers.trainer"]
+    code = f"import sys; from selectune import catalogue; catalogue.methods('parameters'); print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

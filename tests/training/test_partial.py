@@ -12,7 +12,7 @@ from selectune.models import Anatomy, load_base
 from selectune.models.head import SplitModel
 from selectune.parameters.selection import Part, Selection
 from selectune.training.partial import _Product, entries, multiplications, release_entries, train_entries
-from selectune.training.plan import flops
+from selectune.training.steps import flops
 from tests.tiny import ARCHITECTURES, tiny
 
 FORMS = ["rows", "columns", "blocks", "elements", "few_elements", "vector"]

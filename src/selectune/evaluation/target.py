@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from selectune.data.chat import Encoder
 from selectune.data.records import Record
 from selectune.errors import UserError
-from selectune.evaluation.scorer import Scorer
 from selectune.run import Benchmark, Item
+
+if TYPE_CHECKING:
+    from selectune.evaluation.scorer import Scorer
 
 SHORT_ANSWER_WORDS = 5
 Answer = tuple[str, str, str, str]

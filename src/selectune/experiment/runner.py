@@ -40,9 +40,11 @@ _OF_EVERY_PIECE = (
     "peft",
     "accelerate",
     "transformers.models.auto.modeling_auto",
-    "selectune.evaluation",
     "selectune.adapters",
+    "selectune.evaluation.forgetting",
+    "selectune.evaluation.target",
     "selectune.parameters",
+    "selectune.training.predict",
 )
 """Modules that would be imported again in every forked process."""
 

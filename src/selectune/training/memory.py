@@ -21,8 +21,8 @@ from selectune.models.anatomy import Anatomy
 from selectune.models.head import SplitModel
 from selectune.objectives.objective import CHUNK
 from selectune.recipe import BudgetRecipe, TrainingRecipe
-from selectune.training.plan import remembers, rows_remembered
 from selectune.training.saved import by_kind, saved_bytes
+from selectune.training.steps import remembers, rows_remembered
 
 GIB = 1 << 30
 PROCESS = 850 << 20

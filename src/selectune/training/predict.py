@@ -1,7 +1,7 @@
 """What a training run will take on this machine, told after ten seconds of it.
 
 Knows: how to run a few real steps of the real trainer, with everything that goes with them, and to add up a whole run from what each
-part took. Does not know: what the memory is made of (``memory.py``) or how many sequences go through the model (``plan.py``).
+part took. Does not know: what the memory is made of (``memory.py``) or how many sequences go through the model (``steps.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from selectune.recipe import BudgetRecipe, Recipe, TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training import processes
 from selectune.training.memory import Footprint, memory_limit, memory_problem, micro_batch
-from selectune.training.plan import (
+from selectune.training.policies.none import Nothing
+from selectune.training.policies.policy import Policy
+from selectune.training.steps import (
     Passes,
     Plan,
     accumulation,
@@ -42,8 +44,6 @@ from selectune.training.plan import (
     remembers,
     rows_remembered,
 )
-from selectune.training.policies.none import Nothing
-from selectune.training.policies.policy import Policy
 from selectune.training.trainer import WEIGHTS, Interrupted, load_trained_tensors, train
 
 if TYPE_CHECKING:

@@ -36,15 +36,16 @@ from selectune.parameters import Context, Selection
 from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training import processes
+from selectune.training.acting import Acting
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
 from selectune.training.memory import gradients_and_states
-from selectune.training.plan import accumulation, intervals
 from selectune.training.policies.none import Nothing
-from selectune.training.policies.policy import Acting, Policy, Stage
+from selectune.training.policies.policy import Policy, Stage
 from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.processes import Interrupted
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
+from selectune.training.steps import accumulation, intervals
 
 WEIGHTS = "trained.safetensors"
 _OPTIMISERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "adafactor": "adafactor", "lion": "lion_32bit",

@@ -19,7 +19,6 @@ from torch import Tensor
 from selectune.errors import UserError
 from selectune.parameters.factors.gradients import batch_of, rows_of
 from selectune.parameters.selection import Selection
-from selectune.training.loss import LossOfModel
 from selectune.training.partial import train_entries
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ def trial(
         UserError: none of the records has anything to learn; :class:`Diverged`.
     """
     from selectune.objectives.cross_entropy import CrossEntropy
+    from selectune.training.loss import LossOfModel
 
     model = copy.deepcopy(context.base.model)
     if prepare is not None:
@@ -124,6 +124,7 @@ def trial(
 def loss_on(context: Context, records: Sequence[Record], model: Any = None) -> float:
     """Return a model's (left out: the base's) mean loss on some records, in nats per response token."""
     from selectune.objectives.cross_entropy import CrossEntropy
+    from selectune.training.loss import LossOfModel
 
     rows = rows_of(context, records, packed=True)
     model = context.base.model if model is None else model

@@ -9,19 +9,14 @@ step's number, so several processes, and a resumed run, draw the same.
 
 from __future__ import annotations
 
-import json
 import zlib
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from selectune.catalogue import Method
 from selectune.models import Anatomy
@@ -36,7 +31,6 @@ if TYPE_CHECKING:
     from selectune.recipe import TrainingRecipe
     from selectune.training.loss import LossOfModel
 
-REMEMBERED = "policy.safetensors"
 Batch = dict[str, Tensor]
 
 
@@ -272,42 +266,3 @@ class Policy(Method, ABC):
     def touched(self, stage: Stage) -> Selection | None:
         """Return which weights may have changed, where these are others than those that were chosen at first."""
         return None
-
-
-class Acting(TrainerCallback):
-    """Calls a policy's hooks around a step, and keeps what it remembers in checkpoints."""
-
-    def __init__(self, policy: Policy, stage: Stage) -> None:
-        self.policy, self.stage = policy, stage
-        policy.begin(stage)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stage.optimiser = kwargs["optimizer"]
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stage.step, self.stage.epoch = state.global_step, int(state.epoch or 0)
-        self.stage.learning_rate = float(self.stage.optimiser.param_groups[0]["lr"])
-        self.policy.before_step(self.stage)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        with torch.no_grad():
-            self.policy.after_step(self.stage)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps and self.policy.done(self.stage):
-            control.should_training_stop = control.should_save = True
-            control.should_evaluate = args.eval_strategy != "no"
-
-    def save(self, folder: Path) -> None:
-        """Write what the policy remembers, if it does."""
-        tensors, numbers = self.policy.state(self.stage)
-        if tensors or numbers:
-            kept = {name: value.contiguous() for name, value in tensors.items()}
-            save_file(kept, folder / REMEMBERED, metadata={"numbers": json.dumps(numbers)})
-
-    def load(self, folder: Path) -> None:
-        """Take up what :meth:`save` wrote."""
-        if (folder / REMEMBERED).is_file():
-            with safe_open(folder / REMEMBERED, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                self.policy.restore(self.stage, tensors, json.loads(file.metadata()["numbers"]))
