@@ -124,6 +124,13 @@ def test_what_makes_no_sense_is_refused_in_one_line(name, llama_folder):
             make(name, **wrong)
 
 
+@pytest.mark.parametrize("method", ["deal_rec:count=2", "free_shap:count=2", "information_gain:count=2,gain=gradient"])
+def test_a_pool_of_which_nothing_trains_is_refused_in_one_line(method, llama_folder):
+    unread = [record("lamp " * 300, answer) for answer in ("on", "off", "neither")]
+    with pytest.raises(UserError, match="none of the records has a response"):
+        catalogue.create("examples", method).select(pool(llama_folder, unread))
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "value"),
     [
@@ -131,8 +138,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(name, llama_folder):
         ("instag", "scales", [8, 0]),
         ("rare_first", "scales", [0]),
         ("infinity_instruct", "scales", [-1]),
+        ("free_shap", "ridge", 1e-12),
     ],
 )
-def test_lists_with_which_nothing_can_be_done_are_refused_in_one_line(name, setting, value):
+def test_values_with_which_nothing_can_be_done_are_refused_in_one_line(name, setting, value):
     with pytest.raises(UserError, match=rf"examples\.{setting}"):
         make(name, **{setting: value})

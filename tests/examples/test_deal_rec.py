@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from selectune.data import Message, Record
-from selectune.errors import UserError
 from selectune.examples.deal_rec import InfluenceAndEffort, Surrogate, inverse_product
 from selectune.examples.factors.curvature import moved_slope
 from selectune.examples.factors.last_block import Effort, gradients_at, last_linear, pieces_of
@@ -171,5 +170,3 @@ def test_what_has_nothing_to_learn_has_no_score_and_comes_last(llama_folder):
     choice = InfluenceAndEffort(count=10, steps=3, groups=3).select(made)
     assert min(choice.places) == 3 and np.isnan(choice.signals["score"][:3]).all() and "3 records" in made.notes[-1]
     assert sorted(InfluenceAndEffort(count=10).spread(made, np.full(13, np.nan)).tolist()) == list(range(13))
-    with pytest.raises(UserError, match="none of the records has a response"):
-        InfluenceAndEffort(count=2).select(pool(llama_folder, unread))

@@ -110,7 +110,7 @@ def test_a_record_of_which_nothing_trains_has_no_value_and_comes_last(llama_fold
 def test_a_target_of_which_nothing_trains_is_refused_in_one_line(llama_folder):
     unread = [labelled("lamp " * 300, 1), Record("chat", (Message("user", "lamp " * 300), Message("assistant", "It is on.")))]
     for records, target in (([labelled(f"Lamp {i} is on.", i % 2) for i in range(3)], unread[:1]), (RECORDS[:3], unread[1:])):
-        with pytest.raises(UserError, match="nothing of the target"):
+        with pytest.raises(UserError, match="none of the target's records"):
             ShapleyValue(count=2, permutations=2, dimension=64).select(pool(llama_folder, records, target=target))
 
 

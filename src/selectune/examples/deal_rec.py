@@ -15,14 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from selectune.data.chat import Encoded
-from selectune.errors import UserError
 from selectune.examples.factors.curvature import hessian_product
 from selectune.examples.factors.last_block import Effort, Linear, gradients_at, last_linear, pieces_of
 from selectune.examples.factors.normalise import minimum_maximum
 from selectune.examples.factors.progress import watched
 from selectune.examples.factors.store import BATCH, measure
 from selectune.examples.factors.strata import fair_shares, members, round_robin
-from selectune.examples.method import Array, Choice, ExampleMethod, ranked
+from selectune.examples.method import Array, Choice, ExampleMethod, ranked, something_trains
 from selectune.examples.pool import Pool
 
 Name = tuple[tuple[int, ...], tuple[int, ...]]
@@ -140,10 +139,8 @@ class InfluenceAndEffort(ExampleMethod):
     """Of the recursion: above the largest curvature."""
 
     def choose(self, pool: Pool) -> Choice:
+        something_trains(pool)
         silent = pool.tokens == 0
-        if silent.all():
-            raise UserError("none of the records has a response to learn from", field="examples",
-                            mend="give records with responses, or a larger data.max_length")  # fmt: skip
         influence, effort = (np.where(silent, np.nan, found) for found in (self.influence(pool), measure(pool, Effort())))
         score = minimum_maximum(influence) + self.effort * minimum_maximum(effort)
         if unknown := int((~np.isfinite(score)).sum()):

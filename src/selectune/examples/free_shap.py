@@ -19,7 +19,7 @@ from selectune.examples.factors.labels import shared_labels
 from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
-from selectune.examples.method import Array, Ranked
+from selectune.examples.method import Array, Ranked, something_trains
 from selectune.examples.pool import Pool
 
 BLOCK = 64
@@ -116,11 +116,10 @@ class ShapleyValue(Ranked):
             raise UserError(f"{len(pool):,} records make a kernel of {len(pool) ** 2:,} numbers", field="examples.most",
                             expected=f"a pool of at most {self.most:,}", mend="choose by another method first, or raise it")  # fmt: skip
         records, target = [pool.records[place] for place in pool.order], list(pool.target)
+        something_trains(pool)
+        something_trains(pool.of(target), "target's ")
         labels = shared_labels([*records, *target])
         kernel, cross = empirical_kernel(pool, records, target, len(labels) if labels else None, self.dimension)
-        if not cross.any():
-            raise UserError("nothing of the target, or nothing of the pool, trains", field="examples",
-                            expected="records whose responses fit", mend="a larger data.max_length")  # fmt: skip
         if labels:
             wanted = np.eye(len(labels))[[record.answer for record in records]]
             answers = np.array([record.answer for record in target])

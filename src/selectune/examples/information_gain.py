@@ -18,7 +18,7 @@ from selectune.examples.factors.normalise import standard
 from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import GradientSketch, OwnEmbedding
 from selectune.examples.factors.store import measure
-from selectune.examples.method import Array, Ranked
+from selectune.examples.method import Array, Ranked, something_trains
 from selectune.examples.pool import Pool
 
 BATCH = 256
@@ -168,6 +168,7 @@ class InformationGain(Ranked):
     def score(self, pool: Pool) -> dict[str, Array]:
         from selectune.parameters.factors.gradients import first
 
+        something_trains(pool)
         each = {pool.keys[place]: pool.records[place] for place in pool.order}
         keys = [key for key, record in each.items() if pool.encoder.encode(record)]
         keys = [keys[place] for place in pool.generator("information_gain").permutation(len(keys))][: self.measured]

@@ -130,6 +130,20 @@ class ExampleMethod(Method, ABC):
         return min(len(pool), max(1, round(self.budget(pool) / max(float(pool.tokens.mean()), 1e-9))))
 
 
+def something_trains(pool: Pool, which: str = "") -> None:
+    """Check that there is something to learn in a pool.
+
+    Args:
+        which: records, in words.
+
+    Raises:
+        UserError: there is nothing, as the base reads its records.
+    """
+    if not pool.tokens.any():
+        raise UserError(f"none of the {which}records has a response to learn from", field="examples",
+                        mend="give records with responses, or a larger data.max_length")  # fmt: skip
+
+
 def ranked(pool: Pool, scores: Array, highest_first: bool = True) -> Array:
     """Return all places from the best score to the worst; ties by content; not-a-number last.
 
