@@ -101,10 +101,8 @@ def ours(root: Path, cell: dict[str, Any]) -> dict[str, Any]:
     recipe = TrainingRecipe(batch_sequences=BATCH, micro_batch_sequences=cell.get("micro", BATCH // together), evaluations=0,
                             **cell.get("recipe", {}))  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(processes.agree(folder))
-        training.train(model, rows, [], recipe=recipe, steps=cell["steps"], learning_rate=1e-5, bfloat16=True, seed=0, quiet=True,
-                       objective=CrossEntropy(), folder=place / "checkpoints",
-                       metrics=place / "metrics.jsonl", meter=Meter("train"), watching=[clock])  # fmt: skip
+        made = training.Trainable(model, rows, [], CrossEntropy(), bfloat16=True, folder=Path(processes.agree(folder)), seed=0)
+        training.train(made, recipe, steps=cell["steps"], learning_rate=1e-5, meter=Meter("train"), quiet=True, watching=[clock])
         processes.wait()
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     return {"seconds": clock.seconds, "trained": trained}

@@ -121,11 +121,10 @@ def ours(name: str, root: Path, file: Path) -> None:
     )
     steps = round(cell["epochs"] * -(-len(rows) // cell["batch"]))
     with tempfile.TemporaryDirectory() as folder:
-        metrics = Path(folder) / "metrics.jsonl"
-        training.train(model, rows, packed(TRAIN, DEV), recipe=recipe, steps=steps, learning_rate=cell["rate"], bfloat16=True,
-                       objective=CrossEntropy(), folder=Path(folder) / "c", metrics=metrics, seed=0, meter=Meter("train"),
-                       quiet=True)  # fmt: skip
-        lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        made = training.Trainable(model, rows, packed(TRAIN, DEV), CrossEntropy(), bfloat16=True, folder=Path(folder), seed=0)
+        training.train(made, recipe, steps=steps, learning_rate=cell["rate"], meter=Meter("train"), quiet=True)
+        metrics = (made.folder / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in metrics.splitlines()]
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     found[name] = {"cell": cell.get("cell", "LoRA"), "steps": steps, "tokens_per_step": 512 * cell["batch"],
                    "dev_loss": [(line["step"], line["eval_loss"]) for line in lines if "eval_loss" in line],

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from selectune.run import (
 )
 
 if TYPE_CHECKING:
-    from selectune.training import Prediction
+    from selectune.training import Prediction, Trainable
 
 
 def specialize(
@@ -174,15 +174,6 @@ def free_folder(recipe: Recipe) -> Path:
         if not folder.exists() or (run.has("recipe.yaml") and run.recipe == recipe and not run.finished("report")):
             return folder
     raise UserError("10,000 runs of this name exist", file=recipe.output, mend="give the run a name with --name")
-
-
-@dataclass
-class _Trainable:
-    base: Any
-    selection: Any
-    model: Any
-    train: list[Any]
-    dev: list[Any]
 
 
 @dataclass
@@ -480,12 +471,13 @@ class Chain:
             work,
         )
 
-    def trainable(self) -> _Trainable:
-        """Load the base, make it ready to train in the recipe's form, and pack the records."""
+    def trainable(self, meter: Meter) -> tuple[Trainable, Any, Any]:
+        """Load the base, make it ready to train in the recipe's form, and pack the records; return base and selection beside it."""
         import torch
 
         from selectune.data import pack
         from selectune.parameters import Selection
+        from selectune.training import Trainable
 
         torch.manual_seed(self.recipe.seed)
         base = self.base
@@ -494,7 +486,7 @@ class Chain:
         encoded = {
             split: [piece for record in self.records(split) for piece in encoder.encode(record)] for split in ("train", "dev")
         }
-        beside = self.policy.records(self.context(base, Meter("train")), self.clean)
+        beside = self.policy.records(self.context(base, meter), self.clean)
         encoded["train"] += [piece for record in beside for piece in encoder.encode(record)]
         if not encoded["train"]:
             raise UserError("every training record is longer than the context", field="data.max_length",
@@ -504,16 +496,19 @@ class Chain:
         selection = Selection.load(self.run.path("selection.safetensors"))
         model = self.form.apply(base, selection, self.recipe.seed)
         del self.base  # the form has changed it
-        return _Trainable(base, selection, model, rows["train"], rows["dev"])
+        made = Trainable(model, rows["train"], rows["dev"], self.objective, self.bfloat16, self.run.folder, self.recipe.seed,
+                         self.policy, self.context(base, meter))  # fmt: skip
+        return made, base, selection
 
     def train(self) -> None:
         def work(meter: Meter) -> None:
+            from selectune import training
             from selectune.training import processes
 
             several = self.recipe.training.processes
             if several == 1 or processes.count() > 1:
                 return self.train_here(meter)
-            self._plan(self.trainable())  # by one process, and then known to all
+            training.plan(self.trainable(Meter("plan"))[0], self.training)  # by one process, and then known to all
             processes.start(self.run, several, self.quiet)
             meter.cost = meter.cost.plus(self.run.read(_TOGETHER, Cost))
             self.run.path(_TOGETHER).unlink()
@@ -531,33 +526,27 @@ class Chain:
         from selectune import training
         from selectune.training import processes
 
-        made = self.trainable()
-        plan = processes.agree(self._plan(made) if processes.first() else None)
+        made, base, selection = self.trainable(meter)
+        tried = replace(
+            made, context=self.context(base, Meter("plan"))
+        )  # a run that is resumed plans nothing, and draws the same
+        plan = processes.agree(training.plan(tried, self.training) if processes.first() else None)
         settings = self.training.training.model_copy(update={"micro_batch_sequences": plan.micro_batch_sequences})
         result = training.train(
-            made.model,
-            made.train,
-            made.dev,
-            recipe=settings,
+            made,
+            settings,
             steps=plan.steps,
             learning_rate=settings.learning_rate or self.parameters.peak_rate(self.form),
-            objective=self.objective,
-            bfloat16=self.bfloat16,
-            folder=self.run.path("checkpoints"),
-            metrics=self.run.path("metrics.jsonl"),
-            seed=self.recipe.seed,
             meter=meter,
             run_name=self.run.name,
             quiet=self.quiet,
-            policy=self.policy,
-            context=self.context(made.base, meter),
         )
-        meter.count(flops=training.flops(made.base.anatomy, made.model, meter.cost, result.skipped_tokens))
+        meter.count(flops=training.flops(base.anatomy, made.model, meter.cost, result.skipped_tokens))
         if not processes.first():
             return
         shutil.rmtree(self.run.path(TRAINED), ignore_errors=True)
         with folder_atomically(self.run.path("specialist")) as folder:
-            self.form.save(made.model, made.base, result.touched or made.selection, folder)
+            self.form.save(made.model, base, result.touched or selection, folder)
         meter.count(written=sum(file.stat().st_size for file in self.run.path("specialist").iterdir()))
         self.run.write("training.json", {"steps": result.steps, "best_step": result.best_step, "dev_loss": result.dev_loss})
 
@@ -598,13 +587,6 @@ class Chain:
             return
         self.stage("finish", {"finish": self.finishing.describe(), "seed": self.recipe.seed}, work)
 
-    def _plan(self, made: _Trainable) -> Any:
-        from selectune import training
-
-        return training.plan(made.model, made.train, made.dev, recipe=self.training, objective=self.objective,
-                             bfloat16=self.bfloat16, folder=self.run.folder, policy=self.policy,
-                             context=self.context(made.base, Meter("plan")))  # fmt: skip
-
     def predict(self) -> Prediction:
         """Prepare the data, choose by a few examples, run a few steps of training, and say what the whole will take."""
         from selectune.inference.remembering import Rehearsal
@@ -619,25 +601,18 @@ class Chain:
         begin = time.perf_counter()
         from selectune.training.predict import predict  # what training imports is loaded in the stage that is predicted
 
-        made = self.trainable()
+        made, base, selection = self.trainable(Meter("plan"))
         return predict(
-            made.model,
-            made.train,
-            made.dev,
-            anatomy=made.base.anatomy,
-            recipe=self.training,
-            objective=self.objective,
-            bfloat16=self.bfloat16,
-            folder=self.run.folder,
-            save=lambda folder: self.form.save(made.model, made.base, made.selection, folder),
+            made,
+            self.training,
+            anatomy=base.anatomy,
+            save=lambda folder: self.form.save(made.model, base, selection, folder),
             loading=time.perf_counter() - begin,
             choosing=choosing,
             form=self.form.describe(),
             parameters=catalogue.create("parameters", self.recipe.parameters).describe(),
             tokens=self.run.read("data.json", DataSummary).tokens,
             notes=notes,
-            policy=self.policy,
-            context=self.context(made.base, Meter("plan")),
         )
 
     def _rehearse_choice(self) -> tuple[float, list[str]]:

@@ -1,5 +1,9 @@
 """Signals against the model's own loss and slow loops; what is kept survives."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +143,26 @@ def test_what_another_choice_measured_is_not_measured_again_and_costs_the_same(l
         second.meter.count(seconds=100)
     taken = second.meter.cost
     assert taken.forward_tokens == pytest.approx(2 * spent, abs=4) and taken.seconds > 100
+
+
+def test_two_choices_at_once_measure_a_signal_once_and_waiting_costs_nothing(llama_folder, tmp_path, monkeypatch):
+    shared, begun, calls = {"library": tmp_path / "library"}, Event(), []
+    first, second = (pool(llama_folder, folder=tmp_path / name, **shared) for name in ("one", "two"))
+    plain = ResponseLoss.measure
+
+    def slow(self, worker, records):
+        calls.append(len(records))
+        begun.set()
+        time.sleep(1)
+        return plain(self, worker, records)
+
+    monkeypatch.setattr(ResponseLoss, "measure", slow)
+    with ThreadPoolExecutor() as threads, first.meter, second.meter:
+        found = threads.submit(measure, first, ResponseLoss())
+        begun.wait(30)
+        again = measure(second, ResponseLoss())
+        assert np.array_equal(found.result(), again) and len(calls) == 1
+    assert abs(first.meter.cost.seconds - second.meter.cost.seconds) < 0.5
 
 
 def test_what_is_kept_is_one_bases_in_one_reading(tiny_folders, tmp_path):

@@ -172,16 +172,14 @@ def test_two_workers_come_to_the_same_cells(finished, tmp_path, llama_folder):
     assert len(begun) == len({key for _, key in begun})
 
 
-@pytest.mark.parametrize(("axis", "where", "keys", "together", "begun"), [
-    ("parameters", "trials", "ab", "", ["a", "b"]), ("parameters", "trials", "aa", "", ["a"]),
-    ("parameters", "choices", "ab", "", ["a", "b"]), ("parameters", "choices", "ab", "abc", ["abc"]),
-    ("examples", "choices", "ab", "", ["a"]), ("examples", "trials", "ab", "", ["a", "b"]),
+@pytest.mark.parametrize(("where", "keys", "together", "begun"), [
+    ("trials", "ab", "", ["a", "b"]), ("trials", "aa", "", ["a"]), ("choices", "ab", "", ["a", "b"]), ("choices", "ab", "abc", ["abc"]),
 ])  # fmt: skip
-def test_no_two_workers_do_one_piece_or_measure_one_signal(axis, where, keys, together, begun):
-    runner, running = Runner(SimpleNamespace(axis=axis, output="none", name="none"), workers=2), {}
+def test_no_two_workers_do_one_piece(where, keys, together, begun):
+    runner, running = Runner(SimpleNamespace(output="none", name="none"), workers=2), {}
     runner._bar = SimpleNamespace(doing=lambda pieces: None, finished=lambda slot: None)
     runner._piece = lambda plan, slot, missing: Job(missing.where, list(together or missing.key), None, None, None)
-    plan = SimpleNamespace(next=lambda slot: SimpleNamespace(where=where, key=keys[slot]), signals_key=lambda slot: "signals")
+    plan = SimpleNamespace(next=lambda slot: SimpleNamespace(where=where, key=keys[slot]))
     assert not runner._next(plan, 0, running) and not runner._next(plan, 1, running)
     assert ["".join(job.keys) for job in running.values()] == begun
 

@@ -17,10 +17,10 @@ from selectune.errors import EXIT_OVER_BUDGET, UserError
 from selectune.meter import Meter
 from selectune.models import Anatomy
 from selectune.recipe import BudgetRecipe, TrainingRecipe
-from selectune.training import Passes, calibrate, train
+from selectune.training import Passes, Trainable, calibrate, train
 from selectune.training import memory as memories
 from selectune.training.memory import GIB, STATES, Footprint, Memory, divisors, memory_problem, micro_batch
-from selectune.training.predict import footprint_of, passes_ahead
+from selectune.training.predict import passes_ahead
 from tests.test_mistakes import lines, put
 from tests.tiny import tiny
 from tests.training.test_training import encoded
@@ -61,9 +61,9 @@ def test_passes_ahead_are_those_of_the_run(packing, records, micro, batch, steps
     recipe = TrainingRecipe(batch_sequences=batch, micro_batch_sequences=micro, evaluations=evaluations, epochs=50)
     model, meter = half_trained(), Meter("train")
     rows, dev = (pack(encoded(count, seed), 64, packing) for count, seed in ((records, 0), (3, 9)))
-    ahead = passes_ahead(model, rows, dev, recipe, steps, seed=5)
-    result = train(model, rows, dev, recipe=recipe, steps=steps, learning_rate=1e-3, objective=OBJECTIVE, bfloat16=False,
-                   folder=tmp_path / "c", metrics=tmp_path / "m.jsonl", seed=5, meter=meter, quiet=True)  # fmt: skip
+    made = Trainable(model, rows, dev, OBJECTIVE, bfloat16=False, folder=tmp_path, seed=5)
+    ahead = passes_ahead(made, recipe, steps)
+    result = train(made, recipe, steps=steps, learning_rate=1e-3, meter=meter, quiet=True)
     assert ahead.cost.backward_tokens == meter.cost.backward_tokens
     assert ahead.cost.forward_tokens == meter.cost.forward_tokens
     assert ahead.known == result.skipped_tokens
@@ -107,8 +107,8 @@ def test_a_calibration_leaves_the_weights_alone(tmp_path):
     rows = pack(encoded(12), 64)
     for optimiser in typing.get_args(TrainingRecipe.model_fields["optimiser"].annotation):
         recipe = TrainingRecipe(batch_sequences=2, micro_batch_sequences=1, optimiser=optimiser, weight_decay=0.1)
-        found = calibrate(model, rows, rows[:2], recipe=recipe, objective=OBJECTIVE, bfloat16=False, folder=tmp_path, seed=0,
-                          seconds=0.0)  # fmt: skip
+        made = Trainable(model, rows, rows[:2], OBJECTIVE, bfloat16=False, folder=tmp_path, seed=0)
+        found = calibrate(made, recipe, seconds=0.0)
         assert found.token > 0 and found.step > 0 and found.evaluated > 0 and found.checkpoint > 0
         assert found.seconds(Passes(20, 0, 0, 0, 0, 2), 10) > found.seconds(Passes(10, 0, 0, 0, 0, 1), 5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -190,24 +190,25 @@ def test_a_run_is_refused_before_its_first_step(place):
     assert not (pipeline.Path(values["output"]) / "refused" / "checkpoints").exists()
 
 
+def footprint(blocks, dev=(), policy="none", **training):
+    rows, made = pack(encoded(12), 64), catalogue.create("policies", policy)
+    made = Trainable(half_trained(blocks), rows, [*dev], OBJECTIVE, bfloat16=False, folder=None, seed=0, policy=made)
+    return Footprint.of(made, TrainingRecipe(**training))
+
+
 def test_activations_are_counted():
     rows = pack(encoded(12), 64)
-    recipe = TrainingRecipe(prefix_cache=False)
-    one, two, four = (Footprint.of(half_trained(k), rows, 0, recipe, bfloat16=False) for k in (1, 2, 4))
+    one, two, four = (footprint(k, prefix_cache=False) for k in (1, 2, 4))
     assert 0 < one.sequence < two.sequence < four.sequence and two.recomputed < two.sequence
     assert two.sequence - one.sequence == pytest.approx(one.sequence, rel=0.2)
-    again = Footprint.of(half_trained(2), rows, 0, recipe, bfloat16=False)
-    assert again == two
-    kept = Footprint.of(half_trained(2), rows, 3, TrainingRecipe(), bfloat16=False)
+    assert footprint(2, prefix_cache=False) == two
+    kept = footprint(2, rows[:3])
     assert kept.prefix == (len(rows) + 3) * 64 * 64 * 4
 
 
 def test_what_a_policy_holds_is_counted():
-    rows, recipe = pack(encoded(12), 64), recipes.parse({})
-
     def at(policy):
-        made = catalogue.create("policies", policy)
-        return footprint_of(half_trained(2), rows, [], recipe, OBJECTIVE, False, made).at(recipe.training, 1)
+        return footprint(2, policy=policy).at(TrainingRecipe(), 1)
 
     plain, spider, refresh = at("none"), at("spider"), at("refresh")
     assert spider.gradients == 3 * plain.gradients and refresh.weights == 2 * plain.weights

@@ -24,7 +24,7 @@ from selectune.meter import Meter
 from selectune.models import Anatomy
 from selectune.models.head import SplitModel
 from selectune.recipe import BudgetRecipe, TrainingRecipe
-from selectune.training import plan_steps, train, trainer
+from selectune.training import Trainable, plan_steps, train, trainer
 from tests.tiny import ARCHITECTURES, tiny
 
 
@@ -88,9 +88,9 @@ def run_training(folder, recipe=None, steps=8, model=None, packing=True, **optio
     model.get_submodule(Anatomy.of(model).blocks[-1].prefix).requires_grad_(True)
     recipe = recipe or TrainingRecipe(batch_sequences=2, micro_batch_sequences=1, evaluations=4)
     options = {"learning_rate": 1e-2, **options}
-    result = train(model, pack(encoded(11), 64, packing), pack(encoded(3, seed=9), 64, packing), recipe=recipe, steps=steps,
-                   objective=catalogue.create("objectives", "cross_entropy"), bfloat16=False, folder=folder / "checkpoints",
-                   metrics=folder / "metrics.jsonl", seed=0, meter=Meter("train"), quiet=True, **options)  # fmt: skip
+    rows, dev = pack(encoded(11), 64, packing), pack(encoded(3, seed=9), 64, packing)
+    made = Trainable(model, rows, dev, catalogue.create("objectives", "cross_entropy"), bfloat16=False, folder=folder, seed=0)
+    result = train(made, recipe, steps=steps, meter=Meter("train"), quiet=True, **options)
     return result, {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -214,8 +214,8 @@ def test_plain_gradient_descent_is_the_textbook_step(tmp_path):
                             warmup_fraction=0.0, clip_norm=None)  # fmt: skip
     trained = tiny("llama").requires_grad_(False)
     trained.model.layers[-1].requires_grad_(True)
-    train(trained, rows, [], recipe=recipe, steps=1, learning_rate=0.5, objective=catalogue.create("objectives", "cross_entropy"),
-          bfloat16=False, folder=tmp_path / "c", metrics=tmp_path / "m.jsonl", seed=0, meter=Meter("train"), quiet=True)  # fmt: skip
+    made = Trainable(trained, rows, [], catalogue.create("objectives", "cross_entropy"), bfloat16=False, folder=tmp_path, seed=0)
+    train(made, recipe, steps=1, learning_rate=0.5, meter=Meter("train"), quiet=True)
     for name, value in trained.model.layers[-1].named_parameters():
         assert torch.allclose(value, expected[name], atol=1e-5), name
 

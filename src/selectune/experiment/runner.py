@@ -61,8 +61,6 @@ class Job:
     process: Forked
     minutes: float | None
     """That it may take."""
-    signals: str | None = None
-    """Fingerprint of the signals that it may measure: no two measure the same."""
     begin: float = field(default_factory=time.monotonic)
 
 
@@ -218,13 +216,10 @@ class Runner:
     def _next(self, plan: Plan, slot: Slot, running: dict[Slot, Job]) -> bool:
         """Begin the next piece of a cell, if nobody else does it; return whether the cell is finished, or has failed."""
         while (missing := plan.next(slot)) is not None:
-            others = running.values()
-            signals = plan.signals_key(slot) if missing.where == "choices" and self.protocol.axis == "examples" else None
-            if any(missing.key in job.keys or (signals is not None and signals == job.signals) for job in others):
+            if any(missing.key in job.keys for job in running.values()):
                 return False
             job = self._piece(plan, slot, missing)
             if job is not None:
-                job.signals = signals
                 running[slot] = job
                 assert self._bar is not None
                 self._bar.doing({slot: job.where for slot, job in running.items()})

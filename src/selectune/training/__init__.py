@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from selectune.training.steps import Plan as Plan
     from selectune.training.steps import flops as flops
     from selectune.training.steps import plan_steps as plan_steps
+    from selectune.training.trainable import Trainable as Trainable
     from selectune.training.trainer import Interrupted as Interrupted
     from selectune.training.trainer import TrainingResult as TrainingResult
     from selectune.training.trainer import train as train
@@ -22,5 +23,6 @@ if TYPE_CHECKING:
 __getattr__ = imported(__name__, {  # policies lie within, and a list of them needs no trainer
     "predict": ("Calibration", "Prediction", "calibrate", "plan"),
     "steps": ("Passes", "Plan", "flops", "plan_steps"),
+    "trainable": ("Trainable",),
     "trainer": ("Interrupted", "TrainingResult", "train"),
 })  # fmt: skip

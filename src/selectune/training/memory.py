@@ -10,11 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
 from selectune.errors import UserError
 from selectune.models.anatomy import Anatomy
@@ -23,6 +21,7 @@ from selectune.objectives.objective import CHUNK
 from selectune.recipe import BudgetRecipe, TrainingRecipe
 from selectune.training.saved import by_kind, saved_bytes
 from selectune.training.steps import remembers, rows_remembered
+from selectune.training.trainable import Trainable
 
 GIB = 1 << 30
 PROCESS = 850 << 20
@@ -85,16 +84,10 @@ class Footprint:
     """Of what trains, in fp32: the gradients, and what a policy holds beside them."""
 
     @classmethod
-    def of(
-        cls, model: Any, rows: list[dict[str, Tensor]], dev: int, recipe: TrainingRecipe, bfloat16: bool, reference: bool = False,
-        copies: int = 1,
-    ) -> Footprint:  # fmt: skip
-        """Count it: one forward pass over one packed sequence and one over two, in which saved tensors are noted.
-
-        Args:
-            model: ready to train. rows: packed training sequences. dev: development sequences. reference: the objective or the
-                policy keeps a copy of the base. copies: of what trains, see :attr:`Policy.copies`.
-        """
+    def of(cls, made: Trainable, recipe: TrainingRecipe) -> Footprint:
+        """Count it: one forward pass over one packed sequence and one over two, in which saved tensors are noted."""
+        model, rows, bfloat16 = made.model, made.train_rows, made.bfloat16
+        reference = made.objective.needs_reference or made.policy.keeps_base
         split = SplitModel(model)
         anatomy = Anatomy.of(split.causal)
         own = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in model.parameters()}
@@ -108,8 +101,8 @@ class Footprint:
         state = length * config.hidden_size * 4
         blocks = len(anatomy.blocks)
         linears = [split.causal.get_submodule(name).weight.shape for block in anatomy.blocks for name in block.linears]
-        lengths = [len(row["input_ids"]) for row in rows]
-        kept = rows_remembered(model, len(rows) + dev, length)[1] if remembers(model, recipe, lengths) else 0
+        sequences = len(rows) + len(made.dev_rows)
+        kept = rows_remembered(model, sequences, length)[1] if remembers(model, recipe, made.lengths) else 0
         return cls(
             trained=sum(value.numel() for value in trained),
             adapter=sum(LORA_RANK * (shape[0] + shape[-1]) for shape in linears),
@@ -122,7 +115,7 @@ class Footprint:
             prefix=kept,
             length=length,
             saved_by=by_kind(both - first),
-            copies=copies,
+            copies=made.policy.copies,
         )
 
     def at(

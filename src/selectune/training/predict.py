@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -21,18 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback
 
 from selectune.errors import UserError
 from selectune.meter import Meter
-from selectune.objectives.objective import Objective
 from selectune.recipe import BudgetRecipe, Recipe, TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training import processes
 from selectune.training.memory import Footprint, memory_limit, memory_problem, micro_batch
 from selectune.training.policies.none import Nothing
-from selectune.training.policies.policy import Policy
 from selectune.training.steps import (
     Passes,
     Plan,
@@ -44,11 +42,11 @@ from selectune.training.steps import (
     remembers,
     rows_remembered,
 )
+from selectune.training.trainable import Trainable
 from selectune.training.trainer import WEIGHTS, Interrupted, load_trained_tensors, train
 
 if TYPE_CHECKING:
     from selectune.models import Anatomy
-    from selectune.parameters.method import Context
 
 SECONDS = 10.0
 """Of steps that are watched, at least; and at least the three or four kinds of step that there are."""
@@ -138,19 +136,7 @@ class Calibration:
 
 
 def calibrate(
-    model: nn.Module,
-    train_rows: list[dict[str, Tensor]],
-    dev_rows: list[dict[str, Tensor]],
-    *,
-    recipe: TrainingRecipe,
-    objective: Objective,
-    bfloat16: bool,
-    folder: Path,
-    seed: int,
-    save: Callable[[Path], Any] = lambda folder: None,
-    seconds: float = SECONDS,
-    policy: Policy | None = None,
-    context: Context | None = None,
+    made: Trainable, recipe: TrainingRecipe, save: Callable[[Path], Any] = lambda folder: None, seconds: float = SECONDS
 ) -> Calibration:
     """Run a few steps of the real trainer at a learning rate of zero, and time their parts; the weights stay as they were.
 
@@ -161,8 +147,8 @@ def calibrate(
     frozen beginning is kept, over known ones; an evaluation of each kind; one checkpoint.
 
     Args:
-        model: ready to train. train_rows, dev_rows: packed. recipe: with a number of ``micro_batch_sequences``.
-        folder: where a temporary folder is made. save: writes the specialist into a folder.
+        made: a temporary folder is made in its folder. recipe: with a number of ``micro_batch_sequences``.
+        save: writes the specialist into a folder.
     """
     micro = recipe.micro_batch_sequences
     assert micro != "auto"
@@ -170,38 +156,38 @@ def calibrate(
     short = recipe.model_copy(
         update={"batch_sequences": batch, "evaluations": 0, "save_steps": None, "save_minutes": None, "report_to": []}
     )
-    kept = remembers(model, recipe, [len(row["input_ids"]) for row in train_rows])
-    rows = _spread(train_rows, (MOST_STEPS // 2 if kept else MOST_STEPS) * batch)
-    dev = _spread(dev_rows, 2 * micro) if recipe.evaluations else []
-    lengths = [len(row["input_ids"]) for row in rows]
+    kept = remembers(made.model, recipe, made.lengths)
+    rows = _spread(made.train_rows, (MOST_STEPS // 2 if kept else MOST_STEPS) * batch)
+    dev = _spread(made.dev_rows, 2 * micro) if recipe.evaluations else []
     room = len(rows) + len(dev) if kept else 0
     least = math.ceil(len(rows) / batch) + 2 if kept else 2
     watch = _Watch(kept, bool(dev), seconds, least)
-    for left in folder.glob(".calibration-*"):  # by a run that was killed
+    for left in made.folder.glob(".calibration-*"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as name, Meter("calibration") as meter:
-        begin, place = time.perf_counter(), Path(name)
+    with tempfile.TemporaryDirectory(dir=made.folder, prefix=".calibration-") as place, Meter("calibration") as meter:
+        tried = replace(made, train_rows=rows, dev_rows=dev, folder=Path(place))
+        begin = time.perf_counter()
         try:
-            train(model, rows, dev, recipe=short, steps=1000, learning_rate=0.0, objective=objective, bfloat16=bfloat16,
-                  folder=place / "checkpoints", metrics=place / "metrics.jsonl", seed=seed, meter=meter, quiet=True,
-                  watching=[watch], policy=policy, context=context)  # fmt: skip
+            train(tried, short, steps=1000, learning_rate=0.0, meter=meter, quiet=True, watching=[watch])
         except Interrupted:
             raise KeyboardInterrupt from None
         end = time.perf_counter()
         if recipe.keep_best and dev:
-            load_trained_tensors(model, next((place / "checkpoints").glob("checkpoint-*")) / WEIGHTS)
-        (place / "specialist").mkdir()
-        save(place / "specialist")
+            load_trained_tensors(made.model, next(tried.checkpoints.glob("checkpoint-*")) / WEIGHTS)
+        specialist = tried.folder / "specialist"
+        specialist.mkdir()
+        save(specialist)
         finish = time.perf_counter() - end
-    model.zero_grad(set_to_none=True)
-    seen = list(islice(passes_of_steps(lengths, short, micro, set(), seed, room), len(watch.steps)))
+    made.model.zero_grad(set_to_none=True)
+    seen = list(islice(passes_of_steps(tried.lengths, short, micro, set(), made.seed, room), len(watch.steps)))
     each = [step.passes / tokens for step, (_, tokens, _) in zip(watch.steps, seen, strict=True)]
     fresh = [value for value, (_, _, known) in zip(each, seen, strict=True) if not known]
     known = [value for value, (_, tokens, known) in zip(each, seen, strict=True) if known == tokens]
     usual = fmean(fresh[1:] or fresh)
     optimiser = fmean([step.optimiser for step in watch.steps[1:]])
     first = watch.steps[0]
-    dev_tokens = sum(len(part) * max(len(row["input_ids"]) for row in part) for part in (dev[:micro], dev[micro:]) if part)
+    halves = tried.dev_lengths[:micro], tried.dev_lengths[micro:]
+    dev_tokens = sum(len(half) * max(half) for half in halves if half)
     evaluated = [value / dev_tokens for value in watch.evaluations]
     return Calibration(
         start=watch.begin - begin,
@@ -218,27 +204,16 @@ def calibrate(
     )
 
 
-def plan(
-    model: nn.Module,
-    train_rows: list[dict[str, Tensor]],
-    dev_rows: list[dict[str, Tensor]],
-    *,
-    recipe: Recipe,
-    objective: Objective,
-    bfloat16: bool,
-    folder: Path,
-    policy: Policy | None = None,
-    context: Context | None = None,
-) -> Plan:
-    """Return the plan of a run, from ``folder / "plan.json"`` when it was made before.
+def plan(made: Trainable, recipe: Recipe) -> Plan:
+    """Return the plan of a run, from ``plan.json`` in its folder when it was made before.
 
     Raises:
         UserError: the run would need more memory than it may have, or the budget does not reach for one step.
     """
-    file = folder / "plan.json"
+    file = made.folder / "plan.json"
     if file.exists():
         return Plan(**json.loads(file.read_text(encoding="utf-8")))
-    footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16, policy or Nothing())
+    footprint = Footprint.of(made, recipe.training)
     micro = micro_batch(footprint, recipe.training, recipe.budget)
     accumulation(recipe.training, micro, max(recipe.training.processes, processes.count()))
     problem = memory_problem(footprint, recipe.training, recipe.budget, micro)
@@ -250,29 +225,20 @@ def plan(
     settings = recipe.training.model_copy(update={"micro_batch_sequences": micro})
     predicted = None
     if recipe.budget.minutes:
-        tried = (
-            model if policy is None or isinstance(policy, Nothing) else copy.deepcopy(model)
-        )  # some move weights of themselves
-        calibration = calibrate(tried, train_rows, dev_rows, recipe=settings, objective=objective, bfloat16=bfloat16,
-                                folder=folder, seed=recipe.seed, policy=policy, context=context)  # fmt: skip
-        predicted = forecast(calibration, model, train_rows, dev_rows, settings, recipe.seed)
-    tokens = sum(len(row["input_ids"]) for row in train_rows)
-    steps = plan_steps(len(train_rows), tokens, settings, recipe.budget, predicted)
-    made = Plan(steps, micro, predicted(steps) if predicted else None)
-    write_atomically(file, json.dumps(asdict(made)))
-    return made
+        moves = not isinstance(made.policy, Nothing)  # some move weights of themselves
+        calibration = calibrate(replace(made, model=copy.deepcopy(made.model)) if moves else made, settings)
+        predicted = forecast(calibration, made, settings)
+    steps = plan_steps(len(made.train_rows), made.tokens, settings, recipe.budget, predicted)
+    found = Plan(steps, micro, predicted(steps) if predicted else None)
+    write_atomically(file, json.dumps(asdict(found)))
+    return found
 
 
 def predict(
-    model: nn.Module,
-    train_rows: list[dict[str, Tensor]],
-    dev_rows: list[dict[str, Tensor]],
+    made: Trainable,
+    recipe: Recipe,
     *,
     anatomy: Anatomy,
-    recipe: Recipe,
-    objective: Objective,
-    bfloat16: bool,
-    folder: Path,
     save: Callable[[Path], Any],
     loading: float,
     choosing: float,
@@ -280,39 +246,37 @@ def predict(
     parameters: dict[str, Any],
     tokens: dict[str, int],
     notes: list[str],
-    policy: Policy | None = None,
-    context: Context | None = None,
 ) -> Prediction:
     """Return what a run will be and take.
 
     Args:
-        model: ready to train; some policies leave it changed. train_rows, dev_rows: packed. anatomy: of its base.
+        made: some policies leave its model changed. anatomy: of its base.
         save: writes the specialist into a folder.
         loading, choosing: seconds that these took and will take again. form, parameters: as a recipe writes them.
         tokens: the account of the training records. notes: what was assumed so far.
     """
-    footprint = footprint_of(model, train_rows, dev_rows, recipe, objective, bfloat16, policy or Nothing())
+    footprint = Footprint.of(made, recipe.training)
     micro = micro_batch(footprint, recipe.training, recipe.budget)
     settings = recipe.training.model_copy(update={"micro_batch_sequences": micro})
-    steps = plan_steps(len(train_rows), sum(len(row["input_ids"]) for row in train_rows), settings, recipe.budget)
-    ahead = passes_ahead(model, train_rows, dev_rows, settings, steps, recipe.seed)
+    sequences = len(made.train_rows)
+    steps = plan_steps(sequences, made.tokens, settings, recipe.budget)
+    ahead = passes_ahead(made, settings, steps)
     memory, limit = footprint.at(settings, micro), memory_limit(recipe.budget)
     problems = [problem for problem in [memory_problem(footprint, settings, recipe.budget, micro)] if problem]
     needed, seconds, speed, within = memory.total, None, None, steps
     if memory.total <= memory_limit(BudgetRecipe()):  # else the machine would be out of memory
-        calibration = calibrate(model, train_rows, dev_rows, recipe=settings, objective=objective, bfloat16=bfloat16,
-                                folder=folder, seed=recipe.seed, save=save, policy=policy, context=context)  # fmt: skip
-        needed = peak_memory(calibration, model, len(train_rows) + len(dev_rows), len(train_rows[0]["input_ids"]))
+        calibration = calibrate(made, settings, save)
+        needed = peak_memory(calibration, made)
         problems = problems or [p for p in [memory_problem(footprint, settings, recipe.budget, micro, needed)] if p]
         seconds = loading + calibration.seconds(ahead, steps)
         speed = ahead.trained / calibration.of_steps(ahead, steps)
-        predicted = forecast(calibration, model, train_rows, dev_rows, settings, recipe.seed)
+        predicted = forecast(calibration, made, settings)
         if recipe.budget.minutes and predicted(steps) > recipe.budget.minutes * 60:
-            problem, within = _too_long(recipe, len(train_rows), steps, predicted)
+            problem, within = _too_long(recipe, sequences, steps, predicted)
             problems.append(problem)
     if settings.early_stop:
         notes = [*notes, "training.early_stop may end the run earlier"]
-    every = getattr(policy, "every", None)
+    every = getattr(made.policy, "every", None)
     if isinstance(every, int) and every > MOST_STEPS:
         notes = [*notes, f"what the policy does every {every} steps is not in it"]
     if settings.processes > 1:
@@ -323,14 +287,14 @@ def predict(
         parameters=parameters,
         trained_parameters=footprint.trained,
         total_parameters=anatomy.total_parameters,
-        sequences=len(train_rows),
+        sequences=sequences,
         tokens=tokens["all"],
         response_tokens=tokens["response"],
         steps=steps,
-        epochs=round(ahead.sequences / len(train_rows), 2),
+        epochs=round(ahead.sequences / sequences, 2),
         micro_batch_sequences=micro,
         training_tokens=ahead.trained,
-        flops=flops(anatomy, model, ahead.cost, ahead.known),
+        flops=flops(anatomy, made.model, ahead.cost, ahead.known),
         memory_bytes=needed,
         memory_measured=seconds is not None,
         memory_parts=asdict(memory),
@@ -365,62 +329,31 @@ def _too_long(recipe: Recipe, sequences: int, steps: int, predicted: Callable[[i
     return problem, within
 
 
-def footprint_of(
-    model: nn.Module,
-    train_rows: list[dict[str, Tensor]],
-    dev_rows: list[dict[str, Tensor]],
-    recipe: Recipe,
-    objective: Objective,
-    bfloat16: bool,
-    policy: Policy,
-) -> Footprint:
-    """Return what training would hold, see :class:`Footprint`."""
-    reference = objective.needs_reference or policy.keeps_base
-    return Footprint.of(model, train_rows, len(dev_rows), recipe.training, bfloat16, reference, policy.copies)
-
-
-def forecast(
-    calibration: Calibration,
-    model: nn.Module,
-    train_rows: list[dict[str, Tensor]],
-    dev_rows: list[dict[str, Tensor]],
-    recipe: TrainingRecipe,
-    seed: int,
-) -> Callable[[int], float]:
+def forecast(calibration: Calibration, made: Trainable, recipe: TrainingRecipe) -> Callable[[int], float]:
     """Return a function from a number of steps to the predicted seconds of a run of that many."""
 
     def seconds(steps: int) -> float:
-        return calibration.seconds(passes_ahead(model, train_rows, dev_rows, recipe, steps, seed), steps)
+        return calibration.seconds(passes_ahead(made, recipe, steps), steps)
 
     return seconds
 
 
-def passes_ahead(
-    model: Any,
-    train_rows: list[dict[str, Tensor]],
-    dev_rows: list[dict[str, Tensor]],
-    recipe: TrainingRecipe,
-    steps: int,
-    seed: int,
-) -> Passes:
-    """Return what will go through a model that is ready to train."""
+def passes_ahead(made: Trainable, recipe: TrainingRecipe, steps: int) -> Passes:
+    """Return what will go through the model."""
     micro = recipe.micro_batch_sequences
     assert micro != "auto"
-    lengths, dev_lengths = ([len(row["input_ids"]) for row in rows] for rows in (train_rows, dev_rows))
+    lengths, dev_lengths, model = made.lengths, made.dev_lengths, made.model
     room = rows_remembered(model, len(lengths) + len(dev_lengths), lengths[0])[0] if remembers(model, recipe, lengths) else 0
-    return passes(lengths, dev_lengths, recipe, micro, steps, seed, room)
+    return passes(lengths, dev_lengths, recipe, micro, steps, made.seed, room)
 
 
-def peak_memory(calibration: Calibration, model: Any, sequences: int, length: int) -> int:
-    """Return the predicted peak of a whole run: what the calibration reached, and hidden states that it had no sequences for.
-
-    Args:
-        sequences: of the whole run, development ones included. length: tokens in each.
-    """
+def peak_memory(calibration: Calibration, made: Trainable) -> int:
+    """Return the predicted peak of a whole run: what the calibration reached, and hidden states that it had no sequences for."""
     if not calibration.remembered:
         return calibration.peak_memory_bytes
+    sequences, length = len(made.train_rows) + len(made.dev_rows), made.lengths[0]
     share = 1 - min(1.0, calibration.remembered / sequences)
-    return calibration.peak_memory_bytes + round(rows_remembered(model, sequences, length)[1] * share)
+    return calibration.peak_memory_bytes + round(rows_remembered(made.model, sequences, length)[1] * share)
 
 
 def _spread(rows: list[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:

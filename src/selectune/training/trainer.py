@@ -31,8 +31,7 @@ from selectune.errors import UserError, out_of_memory, unwritable
 from selectune.meter import Meter
 from selectune.models import Anatomy
 from selectune.models.head import SplitModel
-from selectune.objectives.objective import Objective
-from selectune.parameters import Context, Selection
+from selectune.parameters import Selection
 from selectune.recipe import TrainingRecipe
 from selectune.run import write_atomically
 from selectune.training import processes
@@ -40,12 +39,12 @@ from selectune.training.acting import Acting
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
 from selectune.training.memory import gradients_and_states
-from selectune.training.policies.none import Nothing
 from selectune.training.policies.policy import Policy, Stage
 from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.processes import Interrupted
 from selectune.training.progress import EndAtStep, ProgressAndMetrics
 from selectune.training.steps import accumulation, intervals
+from selectune.training.trainable import Trainable
 
 WEIGHTS = "trained.safetensors"
 _OPTIMISERS = {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "adafactor": "adafactor", "lion": "lion_32bit",
@@ -232,48 +231,35 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def train(
-    model: nn.Module,
-    train_data: list[dict[str, Tensor]],
-    dev_data: list[dict[str, Tensor]],
-    *,
+    made: Trainable,
     recipe: TrainingRecipe,
+    *,
     steps: int,
     learning_rate: float,
-    objective: Objective,
-    bfloat16: bool,
-    folder: Path,
-    metrics: Path,
-    seed: int,
     meter: Meter,
     run_name: str = "selectune",
     quiet: bool = False,
     watching: Sequence[TrainerCallback] = (),
-    policy: Policy | None = None,
-    context: Context | None = None,
 ) -> TrainingResult:
-    """Train in place, resuming from the newest complete checkpoint in ``folder``.
+    """Train in place, resuming from the newest complete checkpoint in its folder.
 
     Args:
-        model: a model whose trainable parameters require gradients and are fp32.
-        train_data, dev_data: packed sequences: ``input_ids``, ``labels`` and ``position_ids``, each ``(length,)`` int64.
-        steps: optimiser steps, see :func:`plan_steps`.
-        recipe: with a number of ``micro_batch_sequences``; whoever plans a run decides ``auto``.
-        folder: for checkpoints. metrics: the ``metrics.jsonl``. watching: callbacks beside those of the trainer.
-        policy: what acts while the model trains; nothing, when left out. context: base and records, for policies that need them.
+        made: the model and what it sees. recipe: with a number of ``micro_batch_sequences``; whoever plans a run decides ``auto``.
+        steps: optimiser steps, see :func:`plan_steps`. watching: callbacks beside those of the trainer.
 
     Raises:
         UserError: the loss is not finite, memory or disk is too small.
         Interrupted: Ctrl-C; a checkpoint was written.
     """
     keep_freed_memory()
-    policy = policy or Nothing()
+    model, policy, folder = made.model, made.policy, made.checkpoints
     recipe = policy.settings(recipe)
     _check_room(model, recipe, policy, folder)
     logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
     micro = recipe.micro_batch_sequences
     assert micro != "auto"
     passes = accumulation(recipe, micro, processes.count())
-    evaluate_every, save_every = intervals(recipe, steps, len(dev_data))
+    evaluate_every, save_every = intervals(recipe, steps, len(made.dev_rows))
     keep_best = bool(recipe.keep_best and evaluate_every)
     schedule, schedule_options = _SCHEDULES.get(recipe.schedule, recipe.schedule), {}
     if recipe.schedule == "warmup_stable_decay":
@@ -281,8 +267,8 @@ def train(
     arguments = TrainingArguments(
         output_dir=str(folder),
         run_name=run_name,
-        seed=seed,
-        data_seed=seed,
+        seed=made.seed,
+        data_seed=made.seed,
         use_cpu=next(model.parameters()).device.type == "cpu",
         max_steps=steps,
         per_device_train_batch_size=micro,
@@ -317,9 +303,9 @@ def train(
     )
     if arguments.n_gpu > 1:  # one process trains on one GPU; else every batch would be shared out among all
         arguments._n_gpu = 1
-    numbered = [{**row, "row": torch.tensor(number)} for number, row in enumerate([*train_data, *dev_data])]
-    step_tokens = sum(len(row["input_ids"]) for row in train_data) / len(train_data) * recipe.batch_sequences
-    bar = ProgressAndMetrics(metrics, step_tokens, quiet, processes.first())
+    numbered = [{**row, "row": torch.tensor(number)} for number, row in enumerate([*made.train_rows, *made.dev_rows])]
+    step_tokens = made.tokens / len(made.train_rows) * recipe.batch_sequences
+    bar = ProgressAndMetrics(made.folder / "metrics.jsonl", step_tokens, quiet, processes.first())
     callbacks: list[TrainerCallback] = [bar, *watching]
     if recipe.early_stop and keep_best:
         callbacks.append(EarlyStoppingCallback(recipe.early_stop))
@@ -328,8 +314,8 @@ def train(
     trainer: Any = None
     try:
         with EndAtStep() as interruption:
-            whole = LossOfModel(model, objective, bfloat16)
-            stage = Stage(whole, seed, steps, meter, train_data, context, recipe.batch_sequences)
+            whole = LossOfModel(model, made.objective, made.bfloat16)
+            stage = Stage(whole, made.seed, steps, meter, made.train_rows, made.context, recipe.batch_sequences)
             acting = Acting(policy, stage)
             trainer = SelectiveTrainer(
                 whole,
@@ -338,8 +324,8 @@ def train(
                 recipe.step_in_backward,
                 acting,
                 args=arguments,
-                train_dataset=numbered[: len(train_data)],
-                eval_dataset=numbered[len(train_data) :] or None,
+                train_dataset=numbered[: len(made.train_rows)],
+                eval_dataset=numbered[len(made.train_rows) :] or None,
                 data_collator=stack,
                 callbacks=[*callbacks, acting, interruption],
             )
@@ -348,7 +334,7 @@ def train(
                 trainer.keep_prefix(len(numbered), folder)
             checkpoint = last_checkpoint(folder)
             processes.wait()
-            with trainer.model.attending(train_data):
+            with trainer.model.attending(made.train_rows):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):

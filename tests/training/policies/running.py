@@ -11,7 +11,7 @@ from selectune.models import load_base
 from selectune.parameters import Context, Selection
 from selectune.parameters.selection import Part
 from selectune.recipe import TrainingRecipe
-from selectune.training import train
+from selectune.training import Trainable, train
 from selectune.training.partial import _PARTS, ENTRIES
 
 RECORDS = [
@@ -77,12 +77,9 @@ def run(folder, base_folder, policy="none", *, choose=mixed, form="full", steps=
     torch.manual_seed(seed)
     model = catalogue.create("adapters", form).apply(base, selection, seed)
     begun = dense(model)
-    result = train(
-        model, rows[:-2], rows[-2:], recipe=TrainingRecipe(**settings), steps=steps, learning_rate=rate,
-        objective=catalogue.create("objectives", objective), bfloat16=bfloat16, folder=folder / "checkpoints",
-        metrics=folder / "metrics.jsonl", seed=seed, meter=meter, quiet=True, watching=watching,
-        policy=catalogue.create("policies", policy, "policy"), context=context,
-    )  # fmt: skip
+    made = Trainable(model, rows[:-2], rows[-2:], catalogue.create("objectives", objective), bfloat16, folder, seed,
+                     catalogue.create("policies", policy, "policy"), context)  # fmt: skip
+    result = train(made, TrainingRecipe(**settings), steps=steps, learning_rate=rate, meter=meter, quiet=True, watching=watching)
     return Ran(before, begun, dense(model), selection, result, model, base, meter.cost)
 
 

@@ -1,7 +1,7 @@
 """Signals of records, measured once and kept as they come.
 
 Knows: how a signal is measured batch after batch with progress, here or on a cluster, how what was measured survives being killed, and how equal
-records share one measurement. Does not know: what a signal means.
+records, and choices at the same time, share one measurement. Does not know: what a signal means.
 
 Kept in the pool's folder: ``signals/<signal>/part-<number>-<chance>.parquet`` with the columns ``key`` (hash of the record's content) and ``value``,
 and with what measuring it cost; the signal's folder is another one for another base, or the same that reads records otherwise. What is known is one
@@ -10,6 +10,7 @@ sorted array of keys and one of values: a million records are no million objects
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
@@ -51,12 +52,19 @@ def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None)
     keys, first, back = np.unique(np.array(named, dtype="S64"), return_index=True, return_inverse=True)
     place = pool.library or pool.folder
     folder = None if place is None else place / "signals" / _folder_name(pool, signal)
+    with _in_turn(pool, folder):
+        values = _completed(pool, signal, folder, keys, [asked[place] for place in first.tolist()])
+    return values[back]
+
+
+def _completed(pool: Pool, signal: Signal, folder: Path | None, keys: Array, records: list[Record]) -> Array:
+    """Return the values of some keys, ``(n,)`` bytes, sorted: those that are kept, and those that are measured now."""
     values, have = _known(folder, keys, signal, pool)
     # by content: what is measured together depends neither on the pool's order nor on what a kill left over
     missing = [slice(start, start + BATCH) for start in range(0, len(keys), BATCH) if not have[start : start + BATCH].all()]
     unwritten: list[slice] = []
     since, spent = time.monotonic(), _Spent(pool)
-    measured = _measured(pool, signal, [[asked[place] for place in first[batch].tolist()] for batch in missing])
+    measured = _measured(pool, signal, [records[batch] for batch in missing])
     try:
         for number, found in measured:
             if values is None:
@@ -71,7 +79,23 @@ def measure(pool: Pool, signal: Signal, records: Sequence[Record] | None = None)
         if folder is not None and values is not None and unwritten:
             _write(folder, keys, values, unwritten, spent.since_last())
     assert values is not None
-    return values[back]
+    return values
+
+
+@contextmanager
+def _in_turn(pool: Pool, folder: Path | None) -> Iterator[None]:
+    """Within, nobody else measures a signal of the library; waiting is no cost of a choice, which is charged what the other measured."""
+    if pool.library is None or folder is None:
+        yield
+        return
+    with written(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_suffix(".lock").open("w")
+    with file:
+        begin = time.perf_counter()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        pool.meter.count(seconds=begin - time.perf_counter())
+        yield
 
 
 class _Spent:
