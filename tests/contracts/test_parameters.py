@@ -22,7 +22,19 @@ from tests.contracts.test_forms_and_parameters import logits, train_a_little
 from tests.tiny import ARCHITECTURES
 
 METHODS = catalogue.methods("parameters")
-SMALL = {"density": 0.02, "k": 2, "examples": 2, "steps": 2, "side": 16, "rank": 4, "trials": 3, "finalists": 2}
+SMALL = {
+    "density": 0.02,
+    "k": 2,
+    "examples": 2,
+    "steps": 2,
+    "side": 16,
+    "rank": 4,
+    "trials": 3,
+    "finalists": 2,
+    "population": 4,
+    "parents": 2,
+    "generations": 1,
+}
 """Settings that make a tiny model enough, for the methods that have them."""
 RECORDS = [
     Record("chat", (Message("user", f"What is fault {i}?"), Message("assistant", f"Fault {i} means that lamp {i * 7} is on.")))
