@@ -119,6 +119,9 @@ def test_lift_of_full_rank_is_magnitude_and_its_budget_may_be_that_of_lora(tiny_
             outputs = target.count // target.shape[-1 - target.transposed]
             assert int(like_lora.mask(target.name).sum()) == 2 * (outputs + target.shape[-1 - target.transposed])
     assert make("lift:lora_rank=999,rank=4").select(context(base)).count() == sum(target.count for target in targets(base))
+    for other in ("granularity=row", "allocation=row"):
+        with pytest.raises(UserError, match="lora_rank counts the entries of each matrix"):
+            make(f"lift:lora_rank=2,rank=4,{other}").select(context(base))
 
 
 @pytest.mark.parametrize("block_score", ["mean_abs", "abs_mean", "L1", "L2"])

@@ -23,7 +23,7 @@ from selectune.examples.method import Array, Ranked
 from selectune.examples.pool import Pool
 from selectune.inference.responder import Asking, responder
 from selectune.models import load_base
-from selectune.models.anatomy import context_length
+from selectune.models.anatomy import within_context
 
 YES, NO = ("YES", "Yes", "yes", " YES", " Yes", " yes"), ("NO", "No", "no", " NO", " No", " no")
 
@@ -58,7 +58,7 @@ class YesOrNo(Signal):
         )
         begun = "".join(f"{number + 1}. YES\n" for number in range(asked)) + f"{asked + 1}."
         ids = worker.encoder.prompt_ids((Message("user", text),)) + worker.encoder.response_ids(begun)
-        ids = ids[-context_length(worker.base.model) :]
+        ids = list(within_context(worker.base.model, ids))
         return Encoded(ids, [-100] * len(ids))
 
     @staticmethod

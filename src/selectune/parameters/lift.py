@@ -52,6 +52,10 @@ class LIFT(Scored):
             return super().budget(targets)
         if self.entries is not None:
             raise UserError("two budgets are given: lora_rank and entries", field="parameters.lora_rank", expected="one of them")
+        if self.granularity != "element" or self.allocation != "matrix":
+            raise UserError(f"lora_rank counts the entries of each matrix, and not {self.granularity}s by {self.allocation}",
+                            field="parameters.lora_rank", expected="granularity: element, allocation: matrix",
+                            mend="remove them, or name a density")  # fmt: skip
         return sum(
             self._like_lora(target.count // width, width)
             for target in targets
