@@ -150,8 +150,8 @@ def test_a_budget_in_minutes_shortens_the_run_and_the_plan_says_so(place):
     assert 0 < planned["steps"] < plan.steps and planned["seconds"] <= 6
 
 
-FOOTPRINT = Footprint(trained=100 << 20, adapter=1 << 20, weights=512 << 20, frozen_weights=256 << 20, fixed=0, saved_by={}, sequence=1 << 30,
-                      recomputed=100 << 20, logits=0, prefix=0, length=512)  # fmt: skip
+FOOTPRINT = Footprint(trained=100 << 20, held=100 << 20, adapter=1 << 20, weights=512 << 20, frozen_weights=256 << 20, fixed=0,
+                      saved_by={}, sequence=1 << 30, recomputed=100 << 20, logits=0, prefix=0, length=512)  # fmt: skip
 
 
 @pytest.mark.parametrize("budget, recipe, wanted", [
@@ -213,6 +213,8 @@ def test_what_a_policy_holds_is_counted():
     plain, spider, refresh = at("none"), at("spider"), at("refresh")
     assert spider.gradients == 3 * plain.gradients and refresh.weights == 2 * plain.weights
     assert dataclasses.replace(spider, gradients=plain.gradients) == plain == dataclasses.replace(refresh, weights=plain.weights)
+    one, drawn = at("layer_sampling:blocks=1"), at("layer_sampling:blocks=1,by=fisher")
+    assert 2 * one.gradients == plain.gradients == drawn.gradients and 2 * one.optimiser == plain.optimiser == drawn.optimiser
     assert at("bi_drop:passes=4").gradients == 7 * plain.gradients and at("zeroth_order").gradients == 0
 
 

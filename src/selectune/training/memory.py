@@ -8,17 +8,20 @@ records and recipe give the same bytes. Does not know: time, and what a step com
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import psutil
 import torch
+from torch import nn
 
 from selectune.errors import UserError
 from selectune.models.anatomy import Anatomy
 from selectune.models.head import SplitModel
 from selectune.objectives.objective import CHUNK
 from selectune.recipe import BudgetRecipe, TrainingRecipe
+from selectune.training.policies.policy import Policy
 from selectune.training.saved import by_kind, saved_bytes
 from selectune.training.steps import remembers, rows_remembered
 from selectune.training.trainable import Trainable
@@ -63,6 +66,8 @@ class Footprint:
 
     trained: int
     """Weights that train."""
+    held: int
+    """Those that have gradients and optimiser states at once."""
     adapter: int
     """Weights that would train as LoRA of rank 16."""
     weights: int
@@ -105,6 +110,7 @@ class Footprint:
         kept = rows_remembered(model, sequences, length)[1] if remembers(model, recipe, made.lengths) else 0
         return cls(
             trained=sum(value.numel() for value in trained),
+            held=held_at_once(model, made.policy),
             adapter=sum(LORA_RANK * (shape[0] + shape[-1]) for shape in linears),
             weights=sum(own.values()) + (frozen if reference and not hasattr(model, "disable_adapter") else 0),
             frozen_weights=frozen,
@@ -128,13 +134,12 @@ class Footprint:
             micro: packed sequences in a forward pass. length: ``data.max_length``. adapter: LoRA instead of the form at hand.
         """
         recomputed = recipe.gradient_checkpointing if checkpointing is None else checkpointing
-        trained = self.adapter if adapter else self.trained
         share = (length or self.length) / self.length
         each = self.recomputed if recomputed else self.sequence
-        gradients, states = gradients_and_states(trained, self.copies, recipe, optimiser)
+        gradients, states = gradients_and_states(self.adapter if adapter else self.held, self.copies, recipe, optimiser)
         return Memory(
             process=PROCESS,
-            weights=self.frozen_weights + 4 * trained if adapter else self.weights,
+            weights=self.frozen_weights + 4 * self.adapter if adapter else self.weights,
             gradients=gradients,
             optimiser=states,
             activations=round(HEAP * ((0 if adapter else self.fixed) + micro * each * share)),
@@ -162,13 +167,23 @@ class Footprint:
             yield f"form: lora, {both}", self.at(recipe, 1, checkpointing=True, adapter=True)
 
 
-def gradients_and_states(trained: int, copies: int, recipe: TrainingRecipe, optimiser: str | None = None) -> tuple[int, int]:
+def held_at_once(model: nn.Module, policy: Policy) -> int:
+    """Return of how many trained weights gradients and optimiser states are held at once."""
+    found = Counter[int | None]()
+    blocks = Anatomy.of(SplitModel(model).causal).blocks
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            found[next((block.index for block in blocks if f".{block.prefix}." in f".{name}"), None)] += value.numel()
+    return policy.at_once(found)
+
+
+def gradients_and_states(held: int, copies: int, recipe: TrainingRecipe, optimiser: str | None = None) -> tuple[int, int]:
     """Return the bytes of gradients, with what a policy holds beside them, and of an optimiser's states (left out: the recipe's).
 
     Args:
-        trained: weights. copies: see :attr:`Policy.copies`.
+        held: weights that have them at once. copies: see :attr:`Policy.copies`.
     """
-    return 0 if recipe.step_in_backward else 4 * copies * trained, round(STATES[optimiser or recipe.optimiser] * trained)
+    return 0 if recipe.step_in_backward else 4 * copies * held, round(STATES[optimiser or recipe.optimiser] * held)
 
 
 def divisors(batch: int) -> list[int]:

@@ -38,7 +38,7 @@ from selectune.training import processes
 from selectune.training.acting import Acting
 from selectune.training.allocator import keep_freed_memory
 from selectune.training.loss import LossOfModel
-from selectune.training.memory import gradients_and_states
+from selectune.training.memory import gradients_and_states, held_at_once
 from selectune.training.policies.policy import Policy, Stage
 from selectune.training.prefix import PrefixCache, frozen_blocks
 from selectune.training.processes import Interrupted
@@ -410,7 +410,7 @@ def _diagnose(model: nn.Module) -> str:
 def _check_room(model: nn.Module, recipe: TrainingRecipe, policy: Policy, folder: Path) -> None:
     """Refuse to start when gradients, optimiser states and what the policy keeps, or two checkpoints, cannot fit."""
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    gradients, states = gradients_and_states(trained, policy.copies, recipe)
+    gradients, states = gradients_and_states(held_at_once(model, policy), policy.copies, recipe)
     memory, available = gradients + states, psutil.virtual_memory().available
     if memory > available and not torch.cuda.is_available():
         raise UserError(

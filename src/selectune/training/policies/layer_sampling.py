@@ -5,6 +5,7 @@ Knows: the draw, uniform or by measured importance. Does not know: how the rest 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -34,6 +35,12 @@ class LayerSampling(Sampled):
     """Probability of a block: the same for all, in proportion to the norm of its mean gradient, or to its mean squared gradient norm."""
     examples: Annotated[int, Field(gt=0)] = 8
     """Training sequences that importance is measured on, drawn anew each time."""
+
+    def at_once(self, weights: Mapping[int | None, int]) -> int:
+        if self.by != "uniform":  # importance asks for the gradients of all
+            return super().at_once(weights)
+        blocks = sorted((count for index, count in weights.items() if index is not None), reverse=True)
+        return sum(blocks[: self.blocks]) + (weights.get(None, 0) if self.outside else 0)
 
     def due(self, stage: Stage) -> bool:
         return stage.step % self.every == 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -228,6 +228,14 @@ class Policy(Method, ABC):
         """Return how training has to run with this policy."""
         off = {"step_in_backward": self.acts, "prefix_cache": self.changes_what_trains, "keep_best": self.keeps_last}
         return recipe.model_copy(update={setting: False for setting, asked in off.items() if asked})
+
+    def at_once(self, weights: Mapping[int | None, int]) -> int:
+        """Return of how many weights gradients and optimiser states are held at once, at most.
+
+        Args:
+            weights: how many train in each block; under None outside of blocks.
+        """
+        return sum(weights.values())
 
     def begin(self, stage: Stage) -> None:
         """Act before the first step; the weights are the base's, there is no optimiser yet. Also when a run is taken up again."""
