@@ -198,7 +198,10 @@ def test_the_machine_is_looked_at_by_a_process_that_ends(tmp_path):
 def test_ctrl_c_ends_every_worker_and_the_rest_is_done_later(tmp_path, llama_folder):
     few = {"methods": [{"name": "gradient", "parameters": "scored:score=gradient,examples=2"}], "learning_rates": [1e-3]}
     file = write(tmp_path, llama_folder, **few, training={"max_steps": 100_000, "max_length": 64})
-    child = subprocess.Popen([sys.executable, "-m", "selectune.cli", "experiment", file, "--quiet", "--workers", "3"])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "selectune.cli", "experiment", file, "--quiet", "--workers", "3"],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell that runs the tests behind itself ignores it
+    )
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "runs" / "small" / "trials").glob("*/metrics.jsonl"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
