@@ -40,14 +40,20 @@ def test_importance_is_the_ratio_of_both_bags_of_grams():
 
     def model(some):
         counts = Counter(zlib.crc32(gram.encode()) % buckets for text in some for gram in grams(text))
-        total = sum(counts.values()) + 1
-        return lambda gram: (counts[zlib.crc32(gram.encode()) % buckets] + 1 / buckets) / total
+        return lambda gram: counts[zlib.crc32(gram.encode()) % buckets] / sum(counts.values())
 
     wanted, pooled = model(target), model(texts)
-    expected = [sum(math.log(wanted(gram) / pooled(gram)) for gram in grams(text)) for text in texts]
+    expected = [sum(math.log((wanted(gram) + pooled(gram)) / 2 / pooled(gram)) for gram in grams(text)) for text in texts]
     texts, target = ([Record("text", text=text) for text in some] for some in (texts, target))
     assert log_importance(texts, target, buckets) == pytest.approx(expected)
     assert log_importance(texts, texts, buckets) == pytest.approx([0, 0, 0])
+
+
+def test_a_small_target_is_not_like_the_shortest_records():
+    long = [record(f"Which fault is it when lamp {i} is on?", "The pump stops, and so does the valve.") for i in range(6)]
+    short = [record(f"Hi {word}!", "Yes.") for word in ("Ada", "Bo", "Cy", "Di", "Ed", "Flo")]
+    logs = log_importance([*long, *short], TARGET, 10_000)
+    assert min(logs[:6]) > max(logs[6:])
 
 
 def test_a_long_tail_tag_is_no_more_frequent_than_the_percentile():

@@ -36,7 +36,8 @@ class TwoPhases(Embedded):
     summary: ClassVar[str] = "Importance resampling toward the target; then records of rare tags, or that stay hard, are added."
     departs: ClassVar[str] = (
         "Selection alone: nothing is evolved or synthesised, and both phases train together. One filter for all areas (the paper mixes several); "
-        "tags are found without a model; shares and percentiles are ours, and what ties with the last hard record is hard. "
+        "tags are found without a model; shares and percentiles are ours, and what ties with the last hard record is hard. Half of the target's "
+        "distribution of words is the pool's: with plain counts of a few target records the shortest records of the pool win. "
         "Copies come last."
     )
     needs_target: ClassVar[bool] = True
@@ -80,9 +81,11 @@ class TwoPhases(Embedded):
 def log_importance(records: Sequence[Record], target: Sequence[Record], buckets: int) -> Array:
     """Return the logarithm of ``p_target / p_pool`` of each record, both bags of hashed words and pairs of words; ``(records,)``.
 
-    Counts are smoothed by one in all for each bag, spread evenly. Records are read twice, none of their counts is kept.
+    Half of the target's distribution is the pool's, so that a word that a small target happens to lack halves a record's weight. Records are read
+    twice, none of their counts is kept.
     """
-    ratio = np.log(_distribution(target, buckets)) - np.log(_distribution(records, buckets))
+    wanted, pooled = _distribution(target, buckets), _distribution(records, buckets)
+    ratio = np.log((1 + np.divide(wanted, pooled, out=np.zeros(buckets), where=pooled > 0)) / 2)
     return np.array([ratio[_hashed(record, buckets)].sum() for record in records])
 
 
@@ -93,10 +96,10 @@ def _hashed(record: Record, buckets: int) -> Array:
 
 
 def _distribution(records: Sequence[Record], buckets: int) -> Array:
-    total = np.full(buckets, 1 / buckets)
+    total = np.zeros(buckets)
     for record in records:
         np.add.at(total, _hashed(record, buckets), 1)
-    return total / total.sum()
+    return total / max(total.sum(), 1)
 
 
 def without_duplicates(pool: Pool) -> Array:
