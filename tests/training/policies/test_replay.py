@@ -8,6 +8,7 @@ import torch
 from selectune import recipe as recipes
 from selectune.data.packing import record_spans
 from selectune.errors import UserError
+from selectune.meter import Meter
 from selectune.pipeline import Chain
 from selectune.run import Run
 from tests.training.policies.running import run, same
@@ -96,7 +97,7 @@ def test_every_epoch_holds_the_records_and_exactly_the_share(share, count, tmp_p
     chain = Chain(Run.create(tmp_path / "run", recipes.parse(values)), recipes.parse(values), quiet=True)
     chain.prepare()
     chain.choose()
-    rows = chain.trainable().train
+    rows = chain.trainable(Meter("train"))[0].train_rows
     assert sum(len(record_spans(row["position_ids"][None], row["labels"][None])) for row in rows) == count
 
 
