@@ -527,9 +527,8 @@ class Chain:
         from selectune.training import processes
 
         made, base, selection = self.trainable(meter)
-        tried = replace(
-            made, context=self.context(base, Meter("plan"))
-        )  # a run that is resumed plans nothing, and draws the same
+        # what a policy spends while it is tried out is no cost of the training
+        tried = replace(made, context=self.context(base, Meter("plan")))
         plan = processes.agree(training.plan(tried, self.training) if processes.first() else None)
         settings = self.training.training.model_copy(update={"micro_batch_sequences": plan.micro_batch_sequences})
         result = training.train(

@@ -3,19 +3,14 @@
 The sets are not the project's to hand out (licences), so a machine without them skips this file; a folder that lacks one of them fails.
 """
 
-import os
-from pathlib import Path
-
 import pytest
 
 from selectune.data import prepare
 from selectune.errors import UserError
 from selectune.recipe import DataRecipe
+from tests.shared_data import ROOT, needs_data
 
-ROOT = Path(os.environ.get("SELECTUNE_DATA_ROOT", Path(__file__).parents[3] / "shared" / "data"))
-pytestmark = pytest.mark.skipif(
-    not ROOT.is_dir(), reason="the data sets are not handed out with the project: name their folder with SELECTUNE_DATA_ROOT"
-)
+pytestmark = needs_data
 
 
 # file or folder, shape, records read

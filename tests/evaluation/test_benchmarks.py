@@ -1,17 +1,15 @@
 """The benchmarks are lm-eval's own tasks: predictions equal those of its ``hf`` backend, item by item."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from benchmarks.lm_eval_equality import compare
 from selectune.evaluation import Scorer, benchmark_texts, known_benchmarks, run_benchmarks
+from selectune.evaluation.local_files import READERS
 from selectune.models import load_base
+from tests.shared_data import ROOT, needs_data
 from tests.tiny import save_tiny, tokenizer
-
-ROOT = Path(os.environ.get("SELECTUNE_DATA_ROOT") or Path(__file__).parents[2].parent / "shared" / "data")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +28,26 @@ def files(tmp_path_factory):
         for split in ("dev", "val", "test"):
             text = "".join(f'"What is bit {i}, if any?",0,1,2,{i},{"ABCD"[i % 4]}\n' for i in range(5))
             (root / f"mmlu/{split}/{subject}_{split}.csv").write_text(text)
+    others = {
+        "arc/arc_easy_test": {"query": "Question: Which is hot?", "choices": ["ice", "fire", "snow"], "gold": 1},
+        "arc/arc_challenge_test": {"query": "Question: Which is cold?", "choices": ["ice", "fire"], "gold": 0},
+        "piqa/val": {"query": "Question: Boil an egg.", "choices": ["Use hot water.", "Use hot sand."], "gold": 0},
+        "winogrande/val": {"context_options": ["The pot met the lid and the pot", "The pot met the lid and the lid"],
+                           "continuation": "fell.", "gold": 1},
+        "boolq/dev": {"question": "is ice hot", "passage": "Ice is cold.", "answer": "false"},
+        "lambada/lambada_openai": {"context": "The cook broke an ", "continuation": " egg"},
+    }  # fmt: skip
+    for name, row in others.items():
+        first = next(iter(row))
+        rows = [
+            row,
+            *(
+                {**row, first: [f"{text} {i}" for text in row[first]] if isinstance(row[first], list) else f"{row[first]} {i} "}
+                for i in (1, 2)
+            ),
+        ]
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
@@ -41,15 +59,39 @@ def test_predictions_are_those_of_lm_eval(name, few_shot, files, tmp_path):
     assert found["equal"] == found["items"], found["different"]
 
 
-@pytest.mark.skipif(
-    not ROOT.is_dir(), reason="the benchmarks are not handed out with the project: name their folder with SELECTUNE_DATA_ROOT"
-)
-def test_every_benchmark_reads_its_local_file():
-    model = load_base_of_tiny()
+@pytest.mark.parametrize("name", known_benchmarks())
+def test_every_benchmark_reads_its_file(name, files):
+    reads_its_file(name, files)
+
+
+@needs_data
+def test_every_benchmark_reads_its_real_file():
     for name in known_benchmarks():
-        found = run_benchmarks([name], Scorer(model, tokenizer()), str(ROOT), items=2, few_shot=0)[0]
-        assert found.items and 0 <= found.score <= 1 and len({item.id for item in found.items}) == len(found.items)
-        assert len(benchmark_texts([name], str(ROOT), 2)[name]) >= 2
+        reads_its_file(name, ROOT)
+
+
+def reads_its_file(name, root):
+    found = run_benchmarks([name], Scorer(load_base_of_tiny(), tokenizer()), str(root), items=2, few_shot=0)[0]
+    assert found.items and 0 <= found.score <= 1 and len({item.id for item in found.items}) == len(found.items)
+    assert len(benchmark_texts([name], str(root), 2)[name]) >= 2
+
+
+def test_rows_of_local_files_become_the_fields_of_lm_eval(files):
+    read = {
+        name: next(iter(READERS[name](files).values()))[0]
+        for name in ("arc_easy", "piqa", "winogrande", "boolq", "lambada_openai")
+    }
+    assert read["arc_easy"] == {"question": "Which is hot?", "choices": {"text": ["ice", "fire", "snow"], "label": ["A", "B", "C"]},
+                                "answerKey": "B"}  # fmt: skip
+    assert read["piqa"] == {"goal": "Boil an egg.", "sol1": "Use hot water.", "sol2": "Use hot sand.", "label": 0}
+    assert read["winogrande"] == {
+        "sentence": "The pot met the lid and the _ fell.",
+        "option1": "pot",
+        "option2": "lid",
+        "answer": "2",
+    }
+    assert read["boolq"] == {"question": "is ice hot", "passage": "Ice is cold.", "label": 0}
+    assert read["lambada_openai"] == {"text": "The cook broke an egg"}
 
 
 def load_base_of_tiny():

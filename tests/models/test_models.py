@@ -93,6 +93,40 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
             load_base(spec)
 
 
+def test_a_sound_gguf_file_that_transformers_does_not_know_is_one_line(tmp_path):
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "nobodysformat")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    line = r"odd\.gguf, field 'base': transformers cannot read this GGUF file \(.*\); to mend it: name"
+    with pytest.raises(UserError, match=line) as told:
+        load_base(tmp_path / "odd.gguf")
+    assert "\n" not in str(told.value)
+
+
+def test_a_base_for_which_memory_does_not_suffice_is_not_called_damaged(tmp_path, llama_folder, monkeypatch):
+    import transformers
+
+    def short(*words, **options):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
+        )
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", short)
+    monkeypatch.setattr("selectune.models.load._check_gguf", lambda path: None)
+    monkeypatch.setattr("selectune.models.load._dtype_of", lambda path: torch.float32)
+    monkeypatch.setenv("SELECTUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "large.gguf").write_bytes(b"GGUF")
+    for spec in (llama_folder, tmp_path / "large.gguf"):
+        with pytest.raises(UserError, match=r"out of memory while the base was loaded.*to mend it: take a smaller base"):
+            load_base(spec)
+
+
 class TinyRun:
     """A run folder with just what an export reads."""
 

@@ -133,6 +133,8 @@ def test_a_policy_acts_in_the_calibration_and_the_run_starts_at_the_base_all_the
         recipe=values, quiet=True, name=f"{name}-plain", policy=policy, training={**training, "epochs": 3}
     )
     assert len(acted) == 4
+    spent = [next(cost for cost in run.costs() if cost.stage == "train") for run in (timed, plain)]
+    assert len({(cost.forward_tokens, cost.backward_tokens) for cost in spent}) == 1  # trying it out is no cost of the training
     one, other = (load_file(run.path("specialist", "changed.safetensors")) for run in (timed, plain))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 

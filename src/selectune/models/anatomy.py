@@ -73,6 +73,10 @@ class Anatomy:
     sizes: dict[str, int]
     """Entries of each parameter."""
 
+    def block_of(self, name: str) -> int | None:
+        """Return the number of the block that a parameter lies in, the base's or one of an adapter beside it; None outside of blocks."""
+        return next((block.index for block in self.blocks if f".{block.prefix}." in f".{name}"), None)
+
     @classmethod
     def of(cls, model: Any) -> Anatomy:
         """Take a transformers model apart.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selectune.errors import UserError, nearest
+from selectune.errors import UserError, nearest, out_of_memory
 from selectune.hub import hub_is_there
 from selectune.models.anatomy import Anatomy
 from selectune.models.builtin import BUILTIN, GGUF_SHA256, cache_folder, fetch_gguf
@@ -178,6 +178,7 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # a damaged or unknown file meets transformers' and gguf's readers anywhere: they have no error of their own for it
     except (ValueError, KeyError, OSError, RuntimeError, NotImplementedError, IndexError, TypeError) as error:
+        _check_memory(error, gguf)
         raise UserError(f"transformers cannot read this GGUF file ({_first_line(error)})", file=gguf, field="base",
                         mend="name a transformers folder of the same model") from None  # fmt: skip
     model.config.name_or_path = gguf.stem
@@ -303,7 +304,15 @@ def dequantise(model: Any) -> None:
             setattr(model, flag, False)
 
 
+def _check_memory(error: Exception, file: Path) -> None:
+    """Refuse a base for which memory does not suffice: its files are sound."""
+    if out_of_memory(error):
+        raise UserError("out of memory while the base was loaded", file=file, field="base",
+                        mend="take a smaller base, or free memory") from None  # fmt: skip
+
+
 def _explain(error: Exception, spec: str, source: Path, what: str) -> UserError:
+    _check_memory(error, source)
     text = _first_line(error)
     if not source.exists():
         return UserError(f"no hub is reachable, or it has no such model ({text[:160]})", field="base", file=spec,

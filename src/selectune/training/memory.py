@@ -169,11 +169,10 @@ class Footprint:
 
 def held_at_once(model: nn.Module, policy: Policy) -> int:
     """Return of how many trained weights gradients and optimiser states are held at once."""
-    found = Counter[int | None]()
-    blocks = Anatomy.of(SplitModel(model).causal).blocks
+    found, anatomy = Counter[int | None](), Anatomy.of(SplitModel(model).causal)
     for name, value in model.named_parameters():
         if value.requires_grad:
-            found[next((block.index for block in blocks if f".{block.prefix}." in f".{name}"), None)] += value.numel()
+            found[anatomy.block_of(name)] += value.numel()
     return policy.at_once(found)
 
 

@@ -208,9 +208,8 @@ def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> 
     """
     trained = {name for name, value in model.named_parameters() if value.requires_grad} | entries(model).keys()
     counts = [sum(_size(anatomy, name) for name in block.parameters) for block in anatomy.blocks]
-    prefixes = [f"{block.prefix}." for block in anatomy.blocks]
-    touched = [i for i, prefix in enumerate(prefixes) if any(prefix in name for name in trained)]
-    lowest = 0 if not touched or any(name in trained for name in anatomy.embeddings) else touched[0]
+    touched = {anatomy.block_of(name) for name in trained} - {None}
+    lowest = 0 if not touched or any(name in trained for name in anatomy.embeddings) else min(touched)
     weights = multiplications(model)
     forward = cost.forward_tokens * sum(counts) - skipped_tokens * sum(counts[:lowest])
     return 2.0 * (forward + cost.backward_tokens * (sum(counts[lowest:]) + weights))

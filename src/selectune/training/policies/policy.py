@@ -147,7 +147,7 @@ class Stage:
 
     def block(self, name: str) -> int | None:
         """Return the number of the block that a parameter lies in; None outside of blocks."""
-        return next((block.index for block in self.anatomy.blocks if name.startswith(f"{block.prefix}.")), None)
+        return self.anatomy.block_of(name)
 
     def train_only(self, names: set[str] | None = None) -> None:
         """Let nothing else have a gradient until this is called again; all that trains, when left out.
