@@ -115,13 +115,11 @@ def test_a_calibration_leaves_the_weights_alone(tmp_path):
     assert list(tmp_path.iterdir()) == [] and all(value.grad is None for value in model.parameters())
 
 
-@pytest.mark.parametrize(
-    "policy", ["bursts:every=2,steps=2,buffer=4", "refresh:parameters=lift:rank=4,every=2", "zeroth_order", "sharpness"]
-)
+@pytest.mark.parametrize("policy", ["bursts:every=2,steps=2,buffer=4", "refresh:every=2", "zeroth_order", "sharpness"])
 def test_a_policy_acts_in_the_calibration_and_the_run_starts_at_the_base_all_the_same(policy, place, monkeypatch):
     _, values = place
     name = policy.partition(":")[0]
-    policy = {"method": "refresh", "parameters": "lift:rank=4", "every": 2} if name == "refresh" else policy
+    policy = {"method": "refresh", "parameters": "fisher_blocks:k=2,examples=4", "every": 2} if name == "refresh" else policy
     method, acted = catalogue.methods("policies")[name], []
     own = method.begin
     monkeypatch.setattr(method, "begin", lambda self, stage: (acted.append(1), own(self, stage))[1])
