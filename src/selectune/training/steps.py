@@ -208,7 +208,7 @@ def flops(anatomy: Anatomy, model: Any, cost: Cost, skipped_tokens: int = 0) -> 
     """
     trained = {name for name, value in model.named_parameters() if value.requires_grad} | entries(model).keys()
     counts = [sum(_size(anatomy, name) for name in block.parameters) for block in anatomy.blocks]
-    touched = {anatomy.block_of(name) for name in trained} - {None}
+    touched = {index for name in trained if (index := anatomy.block_of(name)) is not None}
     lowest = 0 if not touched or any(name in trained for name in anatomy.embeddings) else min(touched)
     weights = multiplications(model)
     forward = cost.forward_tokens * sum(counts) - skipped_tokens * sum(counts[:lowest])
