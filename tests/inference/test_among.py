@@ -40,8 +40,8 @@ def test_a_question_goes_to_the_run_that_trained_on_its_like(runs, monkeypatch):
     several = Among(runs, quiet=True)
     assert several.choose("Which lamp belongs to fault 77?").name == "lamps"
     assert several.choose("sing song 77 la la la la").name == "songs"
-    general = [several.choose(one.question) for one in general_conversations()[:20]]
-    assert sum(one is None for one in general) >= 13  # a third by chance
+    general = [several.choose(one.question) for one in general_conversations()]
+    assert sum(one is None for one in general) >= 36  # 43 of 64 (this base knows no words); by chance 21 +- 4
     kept = list((cache_folder() / "routers").glob("*"))
     assert len(kept) == 1 and kept[0].suffix == ".safetensors"
     monkeypatch.setattr(among, "learn", None)  # it is not learnt twice
