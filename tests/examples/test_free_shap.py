@@ -103,7 +103,7 @@ def test_a_record_of_which_nothing_trains_has_no_value_and_comes_last(llama_fold
     made = pool(llama_folder, [unread, *RECORDS[:4]], target=RECORDS[:2])
     choice = ShapleyValue(count=4, permutations=2, dimension=64, utility="likelihood").select(made)
     assert np.isnan(choice.signals["Shapley value"]).tolist() == [True, False, False, False, False]
-    assert 0 not in choice.places and any("1 records have no finite score" in note for note in made.notes)
+    assert 0 not in choice.places and any("1 record has no finite score" in note for note in made.notes)
     assert any("no set of labels in common" in note for note in made.notes)
 
 

@@ -273,7 +273,7 @@ def test_a_trace_that_would_be_cut_comes_last_and_one_that_cannot_be_read_after_
     assert len(made.encoder.encode(records[1])[0].input_ids) == made.encoder.max_length > len(records[1].response.split())
     choice = JointRank(weight=1, count=7).select(made)
     assert choice.places.tolist()[6] == 1 and 0 not in choice.places.tolist()
-    assert np.isnan(choice.signals["joint rank"][0]) and "1 records have no finite score" in made.notes[0]
+    assert np.isnan(choice.signals["joint rank"][0]) and "1 record has no finite score" in made.notes[0]
     last = JointRank(weight=1, count=7, keep="lowest").select(made).places.tolist()
     assert last[6] == 1 and 0 not in last
     assert JointRank(weight=1, count=7, longest=10_000).select(made).places.tolist()[0] == 1
@@ -404,4 +404,4 @@ def test_the_highest_loss_comes_first_and_what_is_cut_away_last(llama_folder):
     losses = measure(made, ResponseLoss())
     assert choice.places.tolist() == (np.argsort(-losses[1:], kind="stable") + 1).tolist() and np.isnan(losses[0])
     assert HighestLoss(count=5, keep="lowest").select(made).places.tolist() == choice.places.tolist()[::-1]
-    assert made.notes == ["1 records have no finite score and come last"] * 2
+    assert made.notes == ["1 record has no finite score and comes last"] * 2

@@ -21,7 +21,7 @@ from selectune.examples.factors.normalise import minimum_maximum
 from selectune.examples.factors.progress import watched
 from selectune.examples.factors.store import BATCH, measure
 from selectune.examples.factors.strata import fair_shares, members, round_robin
-from selectune.examples.method import Array, Choice, ExampleMethod, ranked, something_trains
+from selectune.examples.method import Array, Choice, ExampleMethod, ranked, something_trains, tell_unscored
 from selectune.examples.pool import Pool
 
 Name = tuple[tuple[int, ...], tuple[int, ...]]
@@ -143,8 +143,7 @@ class InfluenceAndEffort(ExampleMethod):
         silent = pool.tokens == 0
         influence, effort = (np.where(silent, np.nan, found) for found in (self.influence(pool), measure(pool, Effort())))
         score = minimum_maximum(influence) + self.effort * minimum_maximum(effort)
-        if unknown := int((~np.isfinite(score)).sum()):
-            pool.notes.append(f"{unknown:,} records have no finite score and come last")
+        tell_unscored(pool, score)
         places = self.spread(pool, score)
         return Choice(self.fill(pool, places), {"score": score, "influence": influence, "effort": effort})
 

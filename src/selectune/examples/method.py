@@ -144,6 +144,14 @@ def something_trains(pool: Pool, which: str = "") -> None:
                         mend="give records with responses, or a larger data.max_length")  # fmt: skip
 
 
+def tell_unscored(pool: Pool, scores: Array) -> None:
+    """Note how many records :func:`ranked` puts last because their score, ``(records,)`` float, is not a number."""
+    if missing := int((~np.isfinite(scores)).sum()):
+        pool.notes.append(
+            f"{missing:,} record{'s have' if missing > 1 else ' has'} no finite score and come{'' if missing > 1 else 's'} last"
+        )
+
+
 def ranked(pool: Pool, scores: Array, highest_first: bool = True) -> Array:
     """Return all places from the best score to the worst; ties by content; not-a-number last.
 
@@ -168,7 +176,5 @@ class Ranked(ExampleMethod, ABC):
     def choose(self, pool: Pool) -> Choice:
         signals = self.score(pool)
         decided = next(iter(signals.values()))
-        missing = int((~np.isfinite(decided)).sum())
-        if missing:
-            pool.notes.append(f"{missing:,} records have no finite score and come last")
+        tell_unscored(pool, decided)
         return Choice(self.fill(pool, ranked(pool, decided, self.keep == "highest")), signals)
