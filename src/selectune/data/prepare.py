@@ -7,12 +7,8 @@ Does not know: tokens, models, or how the evaluation sets were read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress
 
 from selectune.data.contamination import ContaminationIndex
 from selectune.data.duplicates import content, drop_exact, drop_near
@@ -20,6 +16,7 @@ from selectune.data.read import find_files, is_hub_id, read_rows
 from selectune.data.records import Record
 from selectune.data.shapes import Shape, find_shape, to_records
 from selectune.errors import UserError
+from selectune.progress import watched
 from selectune.recipe import DataRecipe
 from selectune.run import DataSummary, Dropped, hash_file
 
@@ -97,7 +94,7 @@ def prepare(recipe: DataRecipe, evaluation_texts: dict[str, list[str]] | None = 
     found: dict[str, int] = {}
     if recipe.contamination != "off" and texts:
         index = ContaminationIndex(texts, train)
-        marks = [index.overlaps(record) for record in _watched(train, "checking for contamination")]
+        marks = [index.overlaps(record) for record in watched(train, "checking for contamination", quiet=len(train) < 5000)]
         for names in marks:
             for name in names:
                 found[name] = found.get(name, 0) + 1
@@ -193,14 +190,6 @@ class _Account:
         if records:
             examples = [f"{record.place}: {content(record)[:120]}" for record in records[:3]]
             self.dropped.append(Dropped(reason=reason, count=len(records), examples=examples))
-
-
-def _watched(records: list[Record], what: str) -> Any:
-    """Go through records, with a progress bar where there are many."""
-    if len(records) < 5000:
-        return records
-    track: Callable[..., Any] = Progress(console=Console(stderr=True), transient=True).track
-    return track(records, description=what)
 
 
 def _warnings(train: list[Record], dev: list[Record], test: list[Record]) -> list[str]:

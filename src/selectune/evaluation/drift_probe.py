@@ -19,6 +19,7 @@ import torch
 
 from selectune.errors import UserError
 from selectune.models.head import SplitModel
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.run import Run
@@ -115,9 +116,6 @@ def drift_of(run: Run, prompts: int = 40, steps: int = 64, threshold: float = 2.
     Raises:
         UserError: the run has no specialist yet, its base is not there, or no token is the domain's.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from selectune.adapters import side_by_side
     from selectune.data import Encoder, Message
     from selectune.data.records import records_from_file
@@ -140,7 +138,7 @@ def drift_of(run: Run, prompts: int = 40, steps: int = 64, threshold: float = 2.
                         expected="a lower one")  # fmt: skip
     asked = [encoder.prompt_ids((Message("user", one.prompt),)) for one in load_general_prompts()[:prompts]]
     masses: dict[str, list[Mass]] = {"base": [], "specialist": []}
-    for prompt in track(asked, "Answering general prompts", console=Console(stderr=True), transient=True, disable=quiet):
+    for prompt in watched(asked, "Answering general prompts", quiet):
         for name, model in (("base", base.model), ("specialist", specialist)):
             masses[name].append(mass_on(model, [prompt], tokens, words.eos_token_id, steps))
     return Drift([words.decode([token]) for token in tokens], masses["base"], masses["specialist"])

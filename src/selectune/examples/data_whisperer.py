@@ -21,11 +21,11 @@ from torch import Tensor
 from selectune.data.chat import Encoded, Encoder
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
-from selectune.examples.factors.progress import watched
 from selectune.examples.factors.shown import turns_of
 from selectune.examples.method import Array, Ranked
 from selectune.examples.pool import Pool
 from selectune.models.anatomy import context_length
+from selectune.progress import watched
 
 TOGETHER = 64
 """Prompts whose answers are asked for at once."""

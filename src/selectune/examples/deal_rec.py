@@ -18,11 +18,11 @@ from selectune.data.chat import Encoded
 from selectune.examples.factors.curvature import hessian_product
 from selectune.examples.factors.last_block import Effort, Linear, gradients_at, last_linear, pieces_of
 from selectune.examples.factors.normalise import minimum_maximum
-from selectune.examples.factors.progress import watched
 from selectune.examples.factors.store import BATCH, measure
 from selectune.examples.factors.strata import fair_shares, members, round_robin
 from selectune.examples.method import Array, Choice, ExampleMethod, ranked, something_trains, tell_unscored
 from selectune.examples.pool import Pool
+from selectune.progress import watched
 
 Name = tuple[tuple[int, ...], tuple[int, ...]]
 """A piece's tokens and labels."""

@@ -17,13 +17,13 @@ from selectune.data.chat import Encoded
 from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.factors.normalise import minimum_maximum
-from selectune.examples.factors.progress import watched
 from selectune.examples.factors.shown import shown_alone, shown_before
 from selectune.examples.factors.signals import SentenceEmbedding, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, lazy_greedy
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
+from selectune.progress import watched
 
 HELD = 0.2
 """Share of the measured pairs that tells how good guesses are, and teaches none."""

@@ -16,11 +16,11 @@ from scipy.linalg import cholesky, solve_triangular
 from selectune.errors import UserError
 from selectune.examples.factors.empirical_kernel import empirical_kernel
 from selectune.examples.factors.labels import shared_labels
-from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked, something_trains
 from selectune.examples.pool import Pool
+from selectune.progress import watched
 
 BLOCK = 64
 """Beginnings whose predictions are held at once."""

@@ -16,13 +16,13 @@ from selectune.errors import UserError
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.labels import shared_labels
 from selectune.examples.factors.last_block import Effort
-from selectune.examples.factors.progress import watched
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import proportional_shares
 from selectune.examples.factors.submodular import lazy_greedy
 from selectune.examples.factors.transport import exact
 from selectune.examples.method import Array, Choice
 from selectune.examples.pool import Pool
+from selectune.progress import watched
 
 BLOCK = 2048
 """Records whose costs are computed together."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from selectune.data.records import Record
 from selectune.examples.factors.normalise import standard
-from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import GradientSketch, OwnEmbedding
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked, something_trains
 from selectune.examples.pool import Pool
+from selectune.progress import watched
 
 BATCH = 256
 """Records whose gain is foretold together."""

@@ -18,12 +18,12 @@ from pydantic import Field
 from selectune.data.duplicates import content
 from selectune.examples.among_answers import AmongAnswers, one_each
 from selectune.examples.factors.normalise import percentile_ranks
-from selectune.examples.factors.progress import watched
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.longest import response_tokens
 from selectune.examples.method import Array, Choice, ExampleMethod, Ranked
 from selectune.examples.pool import Pool
+from selectune.progress import watched
 
 WINDOW = 1 << 15
 """Bytes that zlib looks back."""

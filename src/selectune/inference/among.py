@@ -15,6 +15,7 @@ from selectune.errors import UserError
 from selectune.evaluation.probe import general_conversations
 from selectune.inference.domain_router import DomainRouter, features
 from selectune.models import Base, cache_folder, load_base
+from selectune.progress import watched
 from selectune.run import Run, fingerprint
 
 BASE = "base"
@@ -72,13 +73,8 @@ class Among:
 
 def learn(base: Base, encoder: Any, domains: dict[str, list[Record]], quiet: bool = False) -> DomainRouter:
     """Return a router that has learnt domains one after the other, in their order, from the questions of their records."""
-    from rich.console import Console
-    from rich.progress import track
-
     router = DomainRouter()
-    for name, records in track(
-        domains.items(), "Learning to tell domains apart", console=Console(stderr=True), transient=True, disable=quiet
-    ):
+    for name, records in watched(domains.items(), "Learning to tell domains apart", quiet):
         router.add(name, features(base.model, [encoder.prompt_ids(record.prompt) for record in records]))
     return router
 

@@ -11,18 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from selectune.data.records import Message
 from selectune.errors import UserError
+from selectune.progress import watched
 
 
 @dataclass(frozen=True)
@@ -102,11 +99,7 @@ class Remembering(ABC):
         return [own * samples if drawn < samples else own for own in found]
 
     def _watched(self, questions: list[Question]) -> Iterator[tuple[Question, str]]:
-        coming = self.ask(questions)
-        if self._quiet or len(questions) < 2:
-            yield from coming
-        else:
-            yield from track(coming, "answers", len(questions), console=Console(file=sys.stderr), transient=True)
+        return iter(watched(self.ask(questions), "answers", self._quiet, len(questions)))
 
     @staticmethod
     def _count(rehearsal: Rehearsal, missing: dict[str, Question]) -> None:

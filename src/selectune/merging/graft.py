@@ -22,6 +22,7 @@ from selectune.parameters.factors.allocation import is_best
 from selectune.parameters.factors.gradients import each_gradient, first, rows_of
 from selectune.parameters.factors.trial import loss_on
 from selectune.parameters.selection import Part, Selection
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.parameters.method import Context
@@ -102,7 +103,7 @@ def graft(
         return loss_on(context, held_out, model)
 
     kept, lowest = mask.patch, loss() if rounds else 0.0
-    for round_ in range(1, rounds + 1):
+    for round_ in watched(range(1, rounds + 1), "learning what to keep", context.quiet):
         total = {name: torch.zeros_like(value) for name, value in change.items()}
         put("share")
         each_gradient(model, rows, change, _adding(total), meter=context.meter, bfloat16=context.bfloat16, quiet=context.quiet)

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from selectune.errors import UserError
 from selectune.merging.method import Finish
 from selectune.models.anatomy import Anatomy, within_context
 from selectune.models.head import SplitModel
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.parameters.method import Context
@@ -135,7 +134,7 @@ def recover(
         done, good = Recovered(0, rolls_back, 0), tuned
         gradient: dict[str, Tensor] = {}
         shown = "Recovering, and giving back what the task needs" if rolls_back else "Recovering"
-        for step in track(range(1, settings.steps + 1), shown, console=Console(stderr=True), transient=True, disable=quiet):
+        for step in watched(range(1, settings.steps + 1), shown, quiet):
             found, similarity = gradients(model, probes, wanted, eligible, settings)
             done.similarities.append(similarity)
             gradient = {name: gradient[name] + value for name, value in found.items()} if gradient and not rolls_back else found

@@ -7,15 +7,12 @@ layers are taken. Does not know: how a selection trains.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from selectune.models.head import SplitModel
@@ -24,6 +21,7 @@ from selectune.parameters.factors.gradients import batch_of, first, rows_of
 from selectune.parameters.factors.trial import hooked
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +111,7 @@ class Conductance(ParameterMethod):
     def scores(self, context: Context, modules: list[str]) -> dict[str, float]:
         """Return each module's mean absolute conductance, summed over the records."""
         model = context.base.model
-        watched = {name: model.get_submodule(name) for name in modules}
+        places = {name: model.get_submodule(name) for name in modules}
         records = first(context.train, self.examples)
         rows = rows_of(context, records)
         context.examples_scored = len(records)
@@ -121,8 +119,8 @@ class Conductance(ParameterMethod):
         with torch.no_grad():
             empty = entry(torch.arange(entry.weight.shape[0], device=entry.weight.device)).float().mean(0)
         total = dict.fromkeys(modules, 0.0)
-        for row in track(rows, "following the input", console=Console(file=sys.stderr), transient=True, disable=context.quiet):
-            found = conductance(watched, self._passes(context, row, empty))
+        for row in watched(rows, "following the input", context.quiet):
+            found = conductance(places, self._passes(context, row, empty))
             for name, value in found.items():
                 total[name] += float(value.abs().mean())
         return total

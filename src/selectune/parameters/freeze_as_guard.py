@@ -19,6 +19,7 @@ from selectune.parameters.factors.targets import targets
 from selectune.parameters.factors.trial import Trial, trial
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
+from selectune.progress import watched
 
 TEMPERATURE = 0.2
 
@@ -31,6 +32,7 @@ def learn(
     rate: float,
     frozen: float,
     pull: float,
+    quiet: bool = True,
 ) -> Tensor:
     """Return the mask, ``(tensors,)`` fp64 in 0..1, 1 for frozen, that descends a loss and the distance of its mean from ``frozen``.
 
@@ -41,7 +43,7 @@ def learn(
         gradient: from a mask and the step to the loss's gradient by the mask, ``(tensors,)``. sizes: entries of each tensor, ``(tensors,)``.
     """
     logits = torch.full((len(sizes),), TEMPERATURE * math.log(frozen / (1 - frozen)), dtype=torch.float64)
-    for step in range(steps):
+    for step in watched(range(steps), "learning the mask", quiet):
         mask = (logits / TEMPERATURE).sigmoid()
         slope = gradient(mask, step).double() / sizes
         slope = slope / slope.abs().mean().clamp(min=1e-30) + 2 * pull * (mask.mean() - frozen)
@@ -90,7 +92,13 @@ class FreezeAsGuard(ParameterMethod):
                       learning_rate=self.learning_rate)  # fmt: skip
         sizes = torch.tensor([context.base.anatomy.sizes[name] for name in names], dtype=torch.float64)
         mask = learn(
-            self.gradient(context, names, tuned), sizes, steps=self.steps, rate=self.mask_rate, frozen=self.frozen, pull=self.pull
+            self.gradient(context, names, tuned),
+            sizes,
+            steps=self.steps,
+            rate=self.mask_rate,
+            frozen=self.frozen,
+            pull=self.pull,
+            quiet=context.quiet,
         )
         free = [name for name, share in zip(names, mask.tolist(), strict=True) if share <= 0.5] or [names[int(mask.argmin())]]
         context.examples_scored = min(self.examples, len(context.train))

@@ -16,6 +16,7 @@ from selectune.parameters.factors.gradients import batch_of, first, rows_of
 from selectune.parameters.factors.trial import hooked
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Selection
+from selectune.progress import watched
 
 
 def rounded(weight: Tensor, bits: int, group: int) -> Tensor:
@@ -85,7 +86,7 @@ class QuantisationCritical(ParameterMethod):
                 whole[name] += float((states @ weight.t()).square().sum())
 
         with hooked(modules, measure), torch.autocast(model.device.type, torch.bfloat16, enabled=context.bfloat16):
-            for row in rows:
+            for row in watched(rows, "measuring errors", context.quiet):
                 batch = batch_of(model, [row])
                 model.base_model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
                 context.meter.count(forward=len(row["input_ids"]))

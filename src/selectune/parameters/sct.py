@@ -22,6 +22,7 @@ from selectune.parameters.factors.targets import Target, targets
 from selectune.parameters.factors.trial import in_bfloat16
 from selectune.parameters.method import Context, ParameterMethod
 from selectune.parameters.selection import Form, Part, Selection
+from selectune.progress import watched
 
 
 class SalientChannels(ParameterMethod):
@@ -85,7 +86,9 @@ class SalientChannels(ParameterMethod):
                 layer = model.get_submodule(target.name.removesuffix(".weight"))
                 stack.callback(layer.register_forward_hook(watch(target)).remove)
             rows_of(context, records)  # some of them have something to learn
-            for record in (one for one in records if context.encoder.encode(one)):
+            for record in watched(
+                [one for one in records if context.encoder.encode(one)], "following the channels", context.quiet
+            ):
                 source = record.source
                 for row in rows_of(context, [record]):
                     batch = batch_of(model, [row])

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from selectune.progress import CONSOLE
 from selectune.training.processes import any_of
 
 
@@ -35,7 +35,7 @@ class ProgressAndMetrics(TrainerCallback):
         self._progress = Progress(
             TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total} steps"),
             TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=Console(stderr=True), disable=quiet,
+            console=CONSOLE, disable=quiet,
         )  # fmt: skip
         self._numbers = {"loss": "", "speed": "", "memory": ""}
 

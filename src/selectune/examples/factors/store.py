@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,12 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.factors.signals import Signal
 from selectune.examples.pool import Pool
+from selectune.progress import watched
 
 Array = np.ndarray
 BATCH = 64
@@ -136,8 +134,7 @@ def _measured(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterat
         from selectune.examples.factors.cluster import measured
 
         found = measured(pool, signal, batches, found)
-    shown = len(batches) > 1 and not pool.quiet
-    yield from track(found, signal.shown, len(batches), console=Console(file=sys.stderr), transient=True) if shown else found
+    yield from watched(found, signal.shown, pool.quiet, len(batches))
 
 
 def _measured_here(pool: Pool, signal: Signal, batches: list[list[Record]]) -> Iterator[tuple[int, Array]]:

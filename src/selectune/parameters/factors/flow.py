@@ -23,6 +23,7 @@ from selectune.models.head import SplitModel
 from selectune.parameters.factors.gradients import batch_of, first, rows_of
 from selectune.parameters.factors.scores import Scores, Settings, score
 from selectune.parameters.factors.targets import Target
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.parameters.method import Context
@@ -39,11 +40,11 @@ def grasp(context: Context, targets: Sequence[Target], settings: Settings) -> Sc
     goal = [torch.zeros_like(weight) for weight in weights]
     flow = [torch.zeros_like(weight) for weight in weights]
     with sdpa_kernel(SDPBackend.MATH):  # the one that can be differentiated twice
-        for row in rows:
+        for row in watched(rows, "scoring", context.quiet):
             found = torch.autograd.grad(_loss(model, row, settings.temperature), weights, allow_unused=True)
             for total, one in zip(goal, found, strict=True):
                 total.add_(0 if one is None else one, alpha=1 / len(rows))
-        for row in rows:
+        for row in watched(rows, "scoring", context.quiet):
             found = torch.autograd.grad(_loss(model, row), weights, create_graph=True, allow_unused=True)
             product = torch.stack([(one * kept).sum() for one, kept in zip(found, goal, strict=True) if one is not None]).sum()
             for total, one in zip(flow, torch.autograd.grad(product, weights, allow_unused=True), strict=True):

@@ -6,17 +6,15 @@ and its mean square are gathered in fp32. Does not know: what they mean for a ch
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from selectune.data.packing import pack, stack
 from selectune.errors import UserError
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -150,11 +148,9 @@ def each_gradient(
         value.grad = None
         hooks.append(value.register_post_accumulate_grad_hook(hook(name)))
     whole = LossOfModel(model, CrossEntropy(), bfloat16)
-    shown = len(rows) > 20 and not quiet
-    watched = track(rows, "scoring", console=Console(file=sys.stderr), transient=True) if shown else rows
     try:
         with whole.attending(list(rows)):
-            for row in watched:
+            for row in watched(rows, "scoring", quiet):
                 batch = batch_of(model, [row])
                 if labels == "sampled":
                     batch["labels"] = _sampled(whole, batch, generator)

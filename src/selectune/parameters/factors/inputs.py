@@ -23,6 +23,7 @@ from selectune.parameters.factors.gradients import batch_of, first, gather, rows
 from selectune.parameters.factors.scores import Scores, Settings, score, weights_of
 from selectune.parameters.factors.targets import Target
 from selectune.parameters.factors.trial import hooked, in_bfloat16
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -68,7 +69,7 @@ def input_moments(
     model = context.base.model
     split = SplitModel(model)
     with hooked(modules, add), torch.autocast(model.device.type, torch.bfloat16, enabled=in_bfloat16(context)):
-        for row in rows:
+        for row in watched(rows, "following the inputs", context.quiet):
             batch = batch_of(model, [row])
             split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])
             context.meter.count(forward=row["input_ids"].numel())

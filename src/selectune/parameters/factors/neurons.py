@@ -21,6 +21,7 @@ from selectune.parameters.factors.targets import targets
 from selectune.parameters.factors.trial import in_bfloat16
 from selectune.parameters.factors.units import unit_slices
 from selectune.parameters.selection import Part, Selection
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -80,7 +81,7 @@ def awareness(context: Context, records: Sequence[Record]) -> tuple[Tensor, Tens
             stack.callback(model.get_submodule(block.prefix).register_forward_hook(compare(number), with_kwargs=True).remove)
         entry = model.get_input_embeddings()
         stack.callback(entry.register_forward_hook(lambda _, __, output: output.detach().requires_grad_(True)).remove)
-        for row in rows_of(context, records):
+        for row in watched(rows_of(context, records), "following the neurons", context.quiet):
             batch = batch_of(model, [row])
             with torch.autocast(batch["input_ids"].device.type, torch.bfloat16, enabled=in_bfloat16(context)):
                 hidden = split.hidden(input_ids=batch["input_ids"], position_ids=batch["position_ids"])

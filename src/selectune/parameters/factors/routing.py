@@ -22,6 +22,7 @@ from selectune.models.head import SplitModel
 from selectune.parameters.factors.gradients import batch_of, rows_of
 from selectune.parameters.factors.trial import in_bfloat16
 from selectune.parameters.selection import Part, Selection
+from selectune.progress import watched
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -96,7 +97,7 @@ def routing(
     handles = [experts_of(model, block).register_forward_pre_hook(listen(block)) for block in blocks]
     split = SplitModel(model)
     try:
-        for row in rows_of(context, records):
+        for row in watched(rows_of(context, records), "following the routers", context.quiet):
             batch = batch_of(model, [row])
             labels = batch["labels"][0]
             kept = labels != -100 if responses else torch.ones_like(labels, dtype=torch.bool)

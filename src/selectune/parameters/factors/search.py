@@ -9,19 +9,18 @@ A value is higher where a candidate is better. Where a budget of trials is used 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selectune.parameters.factors.gradients import first
 from selectune.parameters.factors.trial import Diverged, loss_on, trial
 from selectune.parameters.selection import Selection
+from selectune.progress import CONSOLE
 
 if TYPE_CHECKING:
     from selectune.data import Record
@@ -49,7 +48,7 @@ class Table(Generic[Key]):
         self.values: dict[Key, float] = {}
         """In the order in which they were measured."""
         columns = (TextColumn("trying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=quiet)
+        self._bar = Progress(*columns, console=CONSOLE, transient=True, disable=quiet)
         totals = [number for number in (expected, most) if number is not None]
         self._task = self._bar.add_task("trying", total=min(totals) if totals else None)
 

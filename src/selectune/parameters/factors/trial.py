@@ -19,6 +19,7 @@ from torch import Tensor
 from selectune.errors import UserError
 from selectune.parameters.factors.gradients import batch_of, rows_of
 from selectune.parameters.selection import Selection
+from selectune.progress import watched
 from selectune.training.partial import train_entries
 
 if TYPE_CHECKING:
@@ -96,7 +97,9 @@ def trial(
     losses = []
     with ExitStack() as attending:
         attending.enter_context(whole.attending(rows))
-        for step, members in zip(range(steps), _batches(len(rows), batch, seed), strict=False):
+        for step, members in zip(
+            watched(range(steps), "a short training", context.quiet), _batches(len(rows), batch, seed), strict=False
+        ):
             if look is not None and step in look_after:
                 attending.close()  # to whoever looks the copy is an ordinary model
                 look(step, model)
@@ -131,7 +134,7 @@ def loss_on(context: Context, records: Sequence[Record], model: Any = None) -> f
     whole = LossOfModel(model, CrossEntropy(), in_bfloat16(context))
     total, count = 0.0, 0
     with torch.no_grad(), whole.attending(rows):
-        for row in rows:
+        for row in watched(rows, "measuring the loss", context.quiet):
             inputs = batch_of(model, [row])
             total += float(whole(**inputs))
             count += int((row["labels"][1:] != -100).sum())
