@@ -26,9 +26,9 @@ from selectune.data.records import Message, Record
 from selectune.evaluation.exposure import best_number, by_exposure, exposure, rises
 from selectune.examples import Pool
 from selectune.examples.factors import divergence
+from selectune.examples.factors.learnt import trained_copy
 from selectune.examples.factors.signals import text_of
 from selectune.examples.languages import Languages
-from selectune.examples.trained import trained_copy
 from selectune.models import bf16_is_fast, load_base
 from selectune.parameters.factors.trial import loss_on
 from selectune.run import write_atomically

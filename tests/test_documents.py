@@ -28,7 +28,8 @@ def test_what_is_shown_is_a_recipe_or_an_experiment(block, tmp_path):
         return
     found = recipe.parse(values)
     for axis, key in catalogue.KEYS.items():
-        catalogue.create(axis, getattr(found, key), key)
+        if getattr(found, key) is not None:
+            catalogue.create(axis, getattr(found, key), key)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda path: path.stem)

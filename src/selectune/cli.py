@@ -51,6 +51,9 @@ Train = Annotated[str | None, typer.Argument(help="Training data: a file, folder
 RecipeFile = Annotated[Path | None, typer.Option(help="A recipe file; options below override it.")]
 Base = Annotated[str | None, typer.Option(help="Base: built-in name, folder, .gguf file or hub id.")]
 Test = Annotated[str | None, typer.Option(help="Target test set; left out: a tenth of the training data is held out.")]
+Target = Annotated[
+    str | None, typer.Option(help="Records of the target, for choosing among the training records; never those of the test.")
+]
 Form = Annotated[
     str | None,
     typer.Option(help="In which form: full, lora, ...; with settings: lora:rank=8,alpha=16. See selectune methods adapters."),
@@ -86,6 +89,7 @@ def _recipe_options(
     recipe: RecipeFile = None,
     base: Base = None,
     test: Test = None,
+    target: Target = None,
     form: Form = None,
     parameters: Parameters = None,
     examples: Examples = None,
@@ -194,7 +198,7 @@ def _values(options: dict[str, Any]) -> dict[str, Any]:
 
 _TOP = ("base", "examples", "form", "parameters", "policy", "finish", "output", "name", "seed", "trust_remote_code")
 _SECTIONS = {
-    "data": ("test", "columns", "limit"),
+    "data": ("test", "target", "columns", "limit"),
     "training": ("epochs", "learning_rate"),
     "budget": ("minutes", "tokens", "memory_gib"),
     "evaluation": ("benchmarks", "data_root", "items", "require_retention"),

@@ -203,7 +203,13 @@ class Chain:
 
     @cached_property
     def examples(self) -> Any:
-        return catalogue.create("examples", self.recipe.examples)
+        """The method; what nobody chose is settled when the data are prepared."""
+        from selectune.examples.by_default import by_default
+
+        asked = self.recipe.examples
+        if asked is None:
+            asked = by_default(self.run.read("data.json", DataSummary).splits["train"], bool(self.recipe.data.target))
+        return catalogue.create("examples", asked)
 
     @cached_property
     def parameters(self) -> Any:
@@ -318,7 +324,7 @@ class Chain:
 
         def work(meter: Meter) -> None:
             catalogue_of_choices = (
-                self.examples,
+                self.recipe.examples is None or self.examples,
                 self.form,
                 self.parameters,
                 self.objective,
@@ -432,6 +438,8 @@ class Chain:
             write_scores(self.run.path("scores.parquet"), pool, choice.signals, list(trains), choice.reasons)
             kept = [record for _, record in sorted(trains.items())]
             data.records_to_file(kept, self.run.path("data", "chosen.jsonl"))
+            if self.recipe.examples is None:
+                pool.notes.append("nobody chose: of a large pool those nearest to the target train; all do with `examples: all`")
             told = {"pool": len(records), "chosen": len(kept), "notes": pool.notes}
             self.run.write("examples.json", {"method": self.examples.describe(), **told})
 

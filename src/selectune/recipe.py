@@ -183,8 +183,9 @@ class Recipe(Section):
     trust_remote_code: bool = False
     """Allow a hub model to run its own code. Off unless you trust its author."""
     data: DataRecipe = Field(default_factory=DataRecipe)
-    examples: MethodChoice = "all"
-    """Which records train; ``selectune methods examples`` lists the answers."""
+    examples: MethodChoice | None = None
+    """Which records train; ``selectune methods examples`` lists the answers. Left out: of a large pool those nearest to the target, where
+    ``data.target`` names records of it; all otherwise."""
     parameters: MethodChoice = "all"
     """Which weights may change; ``selectune methods parameters`` lists the answers."""
     form: MethodChoice = "lora"

@@ -12,11 +12,11 @@ from selectune.errors import UserError
 from selectune.examples import aptitude
 from selectune.examples.among_answers import by_question, one_each
 from selectune.examples.aptitude import Aptitude, OneShot, typical_of
+from selectune.examples.factors.learnt import trained_copy
 from selectune.examples.factors.shown import after_shot
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.self_aligned import SelfAligned, SelfAlignedPerplexity, of_strategies
-from selectune.examples.trained import trained_copy
 from tests.examples.test_signals import pool
 from tests.examples.words import words  # noqa: F401
 

@@ -106,15 +106,14 @@ def test_a_single_round_is_equal_shares_and_a_worthless_group_gives_no_more(grou
 def test_shares_follow_what_the_new_records_of_a_group_have_learnt(grouped, monkeypatch):
     """Group 0 falls from 2 to 1, group 1 stays at 2; group 2 gave nothing new and has the mean score."""
     made, _, labels, _ = grouped
-    monkeypatch.setattr(refined, "trained_copy", lambda pool, steps, rate, records: [record.key for record in records])
     place_of = {key: place for place, key in enumerate(made.keys)}
     learnt = []
 
-    def losses_after(pool, model):
-        learnt.append(model)
+    def losses(self, pool):
+        learnt.append([record.key for record in self.records])
         return np.array([1.0 if labels[place_of[key]] == 0 else 2.0 for key in pool.keys])
 
-    monkeypatch.setattr(refined, "losses_after", losses_after)
+    monkeypatch.setattr(refined.Learnt, "losses", losses)
     monkeypatch.setattr(refined, "measure", lambda pool, signal, records: np.full(len(records), 2.0))
     chosen, new = list(range(24)), [int(np.flatnonzero(labels == group)[0]) for group in (0, 1)]
     old = np.array([0.2, 0.3, 0.5])

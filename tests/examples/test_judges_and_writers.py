@@ -236,7 +236,7 @@ def test_limits_are_those_of_numpy():
 def test_flags_follow_the_signs(llama_folder, monkeypatch):
     made = pool(llama_folder, FEW)
     method = DynamicOptimisation(steps=3)
-    monkeypatch.setattr(middo, "trained_copy", lambda pool, *settings: pool.base.model)
+    monkeypatch.setattr("selectune.examples.factors.learnt.trained_copy", lambda pool, *settings: pool.base.model)
     signs, flags, near = method._diagnosis(made)
     before = measure(made, ResponseLoss())
     assert np.array_equal(flags["complexity"], before > before.mean() + before.std()) and flags["complexity"].any()
@@ -250,7 +250,7 @@ def test_flags_follow_the_signs(llama_folder, monkeypatch):
     quality = signs["quality"]
     assert np.array_equal(flags["quality"], quality < quality.mean() - quality.std(ddof=1))
     learnt = int(np.flatnonzero(flags["complexity"])[0])
-    monkeypatch.setattr(middo, "losses_after", lambda pool, model: np.where(np.arange(len(pool)) == learnt, 0.0, before))
+    monkeypatch.setattr(middo.Learnt, "losses", lambda self: np.where(np.arange(len(self.pool)) == learnt, 0.0, before))
     assert not method._diagnosis(made)[1]["complexity"][learnt]  # what the tuned model has learnt is not too hard
 
 

@@ -11,6 +11,7 @@ from selectune import recipe as recipes
 from selectune.cli import app
 from selectune.data import records_from_file
 from selectune.errors import UserError
+from selectune.examples import by_default
 from selectune.run import Run
 
 
@@ -81,6 +82,26 @@ def test_a_run_trains_on_what_was_chosen(pool_file, tmp_path, llama_folder):
     assert records_from_file(again.path("data", "chosen.jsonl")) == chosen
     plain = selectune.specialize(str(pool_file), name="plain", quiet=True, **values)
     assert not Run.open(plain.folder).has("data/chosen.jsonl")
+
+
+def test_of_a_large_pool_the_nearest_to_a_named_target_train_by_default(pool_file, tmp_path, llama_folder, monkeypatch):
+    values = {"base": str(llama_folder), "form": "full", "training": {"max_steps": 1, "evaluations": 0, "batch_sequences": 2},
+              "evaluation": {"benchmarks": [], "forgetting": False, "samples": 0, "target": "off"}, "output": str(tmp_path)}  # fmt: skip
+    target = tmp_path / "target.jsonl"
+    target.write_text(json.dumps({"question": "What is fault 33?", "answer": "lamp 33"}) + "\n")
+
+    def chosen(name, **data):
+        run = selectune.specialize(str(pool_file), name=name, quiet=True, **values, data=data)
+        return json.loads(run.path("examples.json").read_text()) if run.has("examples.json") else None
+
+    assert chosen("small", target=str(target)) is None
+    monkeypatch.setattr(by_default, "LARGE", 40)
+    assert chosen("unnamed") is None
+    found = chosen("large", target=str(target))
+    assert found["method"]["method"] == "nearest" and 0 < found["chosen"] < 0.3 * found["pool"]
+    assert "`examples: all`" in found["notes"][-1]
+    values["examples"] = "all"
+    assert chosen("all", target=str(target)) is None
 
 
 def test_where_signals_are_measured_changes_no_run(pool_file, tmp_path, llama_folder):

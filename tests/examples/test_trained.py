@@ -12,6 +12,8 @@ from selectune.data import Encoder, Message, Record
 from selectune.data.duplicates import content
 from selectune.errors import UserError
 from selectune.examples import Pool, judged, self_scoring, trained
+from selectune.examples.factors import learnt
+from selectune.examples.factors.learnt import Learnt, losses_along, losses_under
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.judged import NO, YES, YesOrNo
@@ -22,9 +24,6 @@ from selectune.examples.trained import (
     OutputChange,
     OutputGradient,
     Trajectories,
-    losses_after,
-    losses_along,
-    trained_copy,
 )
 from selectune.models import load_base
 from tests.examples.test_signals import RECORDS, own_loss, pool
@@ -100,7 +99,7 @@ def test_records_that_cannot_be_read_disturb_nothing_and_come_last(llama_folder)
     assert choice.signals["closeness"][len(UNREAD) :] == pytest.approx(plain) and min(choice.places) >= len(UNREAD)
     assert "6 records have no finite score" in made.notes[0]
     with pytest.raises(UserError, match="to learn from"):
-        trained_copy(pool(llama_folder, UNREAD), 2, 1e-3)
+        Learnt(pool(llama_folder, UNREAD), 2, 1e-3).losses()
 
 
 def test_learnability_of_nothing_learnt_is_nothing(llama_folder):
@@ -154,10 +153,46 @@ def test_losses_after_a_training_are_each_records_own(llama_folder):
     made = pool(
         llama_folder, [Record("chat", (Message("user", f"Fault {n}?"), Message("assistant", f"lamp {n * 7}"))) for n in range(70)]
     )
-    found = losses_after(made, made.base.model)
+    found = losses_under(made, made.base.model)
     for place in (0, 33, 69):
         (piece,) = made.encoder.encode(made.records[place])
         assert found[place] == pytest.approx(own_loss(made.base, piece.input_ids, [-100, *piece.labels[1:]]), rel=1e-4)
+
+
+def test_a_copy_is_trained_once_for_all_budgets_and_not_again_after_a_stop(llama_folder, tmp_path, monkeypatch):
+    method, shared = Learnability(steps=3, learning_rate=3e-3, shortest=0, count=2), {"library": tmp_path / "library"}
+    first = pool(llama_folder, folder=tmp_path / "first", **shared)
+    plain, trained_on, calls = learnt.trained_copy, [], []
+
+    def once(pool, steps, learning_rate, records):
+        trained_on.append(len(records))
+        return plain(pool, steps, learning_rate, records)
+
+    def stopping(self, worker, records):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return ResponseLoss.measure(self, self._learnt.worker, records)
+
+    monkeypatch.setattr(learnt, "trained_copy", once)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(learnt.LossAfter, "measure", stopping)
+        method.score(first)
+    assert len(trained_on) == 1
+    whole = method.select(first)
+    assert len(trained_on) == 2  # each half once
+    other = pool(llama_folder, folder=tmp_path / "other", **shared)
+    more = method.model_copy(update={"count": 5}).select(other)
+    assert len(trained_on) == 2 and whole.places.tolist() == more.places[:2].tolist()
+    costs = other.meter.cost, first.meter.cost
+    assert costs[0].backward_tokens > 0 and costs[0].forward_tokens <= costs[1].forward_tokens
+    alone = pool(llama_folder)
+    assert np.array_equal(method.score(alone)["loss after"], more.signals["loss after"])
+    assert costs[0].backward_tokens == alone.meter.cost.backward_tokens
+    third = pool(llama_folder, folder=tmp_path / "third", **shared)
+    third.seed = 1
+    method.score(third)
+    assert len(trained_on) == 6  # two of the choice alone, and two by another seed
 
 
 def test_trajectories_begin_at_the_base(llama_folder):
@@ -170,20 +205,20 @@ def test_trajectories_begin_at_the_base(llama_folder):
 
 
 def test_learnability_is_measured_by_who_has_not_seen_the_record(llama_folder, monkeypatch):
-    seen, plain = [], trained.trained_copy
+    seen, plain = [], learnt.trained_copy
 
-    def listening(pool, steps, learning_rate, records=None):
+    def listening(pool, steps, learning_rate, records):
         seen.append({record.key for record in records})
         return plain(pool, steps, learning_rate, records)
 
-    monkeypatch.setattr(trained, "trained_copy", listening)
+    monkeypatch.setattr(learnt, "trained_copy", listening)
     made = pool(llama_folder, [*RECORDS, RECORDS[3]])
     after = Learnability(steps=20, learning_rate=3e-3, shortest=0).score(made)["loss after"]
     assert not seen[0] & seen[1] and seen[0] | seen[1] == set(made.keys) and abs(len(seen[0]) - len(seen[1])) <= 1
     for known in seen:
         others = [place for place, key in enumerate(made.keys) if key not in known]
         tuned = plain(made, 20, 3e-3, [made.records[place] for place in made.order if made.keys[place] in known])
-        assert np.allclose(after[others], losses_after(made, tuned)[others], rtol=1e-3)
+        assert np.allclose(after[others], losses_under(made, tuned)[others], rtol=1e-3)
     monkeypatch.undo()  # one record, twice, has no other half
     assert np.isfinite(Learnability(steps=2).score(pool(llama_folder, RECORDS[:1] * 2))["loss after"]).all()
 
@@ -192,9 +227,9 @@ def test_a_trajectory_is_of_one_training_and_ends_where_it_ends(llama_folder):
     made, once = pool(llama_folder), pool(llama_folder)
     method = Trajectories(count=4, steps=10, checkpoints=4, learning_rate=3e-3)
     signals = method.choose(made).signals
-    after = trained_copy(once, 10, 3e-3)
+    after = Learnt(once, 10, 3e-3).model
     assert made.meter.cost.trainings == 1 and made.meter.cost.backward_tokens == once.meter.cost.backward_tokens
-    assert np.array_equal(signals["loss at checkpoint 3"], losses_after(once, after))
+    assert np.array_equal(signals["loss at checkpoint 3"], losses_under(once, after))
     read = sum(len(piece.input_ids) for record in RECORDS for piece in made.encoder.encode(record))
     assert made.meter.cost.forward_tokens == once.meter.cost.backward_tokens + 4 * read
     assert losses_along(pool(llama_folder), 2, 3e-3, 6).shape == (len(RECORDS), 6)  # fewer steps than points

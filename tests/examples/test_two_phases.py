@@ -109,8 +109,7 @@ def test_the_second_phase_is_rare_or_hard_after_the_first(llama_folder):
 @pytest.fixture
 def untrained(monkeypatch):
     """No model learns; every record is as hard as another."""
-    monkeypatch.setattr(two_phases, "trained_copy", lambda *_: None)
-    monkeypatch.setattr(two_phases, "losses_after", lambda pool, model: np.zeros(len(pool)))
+    monkeypatch.setattr(two_phases.Learnt, "losses", lambda self: np.zeros(len(self.pool)))
 
 
 @pytest.mark.usefixtures("untrained")

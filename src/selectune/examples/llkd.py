@@ -14,11 +14,11 @@ from pydantic import Field
 
 from selectune.data.records import Record
 from selectune.examples.factors.asking import alike, answered, final, put, question, questions_only
+from selectune.examples.factors.learnt import Learnt
 from selectune.examples.factors.likely_labels import OfLabels, turns
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
-from selectune.examples.trained import trained_copy
 from selectune.inference.local import LocalResponder
 from selectune.inference.responder import Asking, Responder, responder
 
@@ -117,7 +117,7 @@ class LearningWithLess(Asking, ExampleMethod):
                 continue
             if number and kept.any():
                 known = sorted((records[place] for place in np.nonzero(kept)[0].tolist()), key=lambda record: record.key)
-                student = trained_copy(pool, self.steps, self.learning_rate, known)
+                student = Learnt(pool, self.steps, self.learning_rate, known).model
             uncertainty[part] = self._student(pool, student, [pool.records[place] for place in part.tolist()])
             for start in range(0, len(part), self.batch):
                 some = part[start : start + self.batch]

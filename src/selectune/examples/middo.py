@@ -16,13 +16,13 @@ from pydantic import Field
 from selectune.data.records import Message, Record
 from selectune.errors import UserError
 from selectune.examples.factors.asking import put, questions_only
+from selectune.examples.factors.learnt import Learnt
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.signals import OwnEmbedding, ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
 from selectune.examples.self_scoring import difficulty
-from selectune.examples.trained import losses_after, trained_copy
 from selectune.inference.local import LocalResponder
 from selectune.inference.responder import Asking, Responder, responder
 
@@ -134,11 +134,11 @@ class DynamicOptimisation(Asking, ExampleMethod):
 
     def _diagnosis(self, pool: Pool) -> tuple[dict[str, Array], dict[str, Array], Array]:
         """Return the signs, the flags, and each record's nearest others, ``(records, neighbours)``."""
-        tuned = trained_copy(pool, self.steps, self.learning_rate)
-        before, after = measure(pool, ResponseLoss()), losses_after(pool, tuned)
-        near, likeness = self._near(pool, tuned)
+        tuned = Learnt(pool, self.steps, self.learning_rate)
+        before, after = measure(pool, ResponseLoss()), tuned.losses()
+        near, likeness = self._near(pool, tuned.model)
         alone = likeness.mean(1) if likeness.shape[1] else np.full(len(pool), np.nan)
-        quality = self._rating(pool, tuned) if self.quality == "rating" else -next(iter(difficulty(pool).values()))
+        quality = self._rating(pool, tuned.model) if self.quality == "rating" else -next(iter(difficulty(pool).values()))
         signs = {"loss": before, "loss after": after, "likeness to its neighbours": alone, "quality": quality}
         flags = {
             "complexity": beyond(before, self.spread, 1) & beyond(after, self.spread, 1),

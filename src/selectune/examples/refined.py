@@ -11,12 +11,12 @@ import numpy as np
 from pydantic import Field
 
 from selectune.examples.diverse import Embedded
+from selectune.examples.factors.learnt import Learnt
 from selectune.examples.factors.signals import ResponseLoss
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import k_means, proportional_shares
 from selectune.examples.method import Array, Choice, ranked
 from selectune.examples.pool import Pool
-from selectune.examples.trained import losses_after, trained_copy
 
 
 def reweighed(weights: Array, scores: Array) -> Array:
@@ -70,7 +70,7 @@ class Refined(Embedded):
     def _weigh(self, pool: Pool, chosen: list[int], new: list[int], labels: Array, groups: list[int], weights: Array) -> Array:
         """Return the groups' next shares: the base learns what is chosen, and what is new of it tells how well."""
         learnt, told = ([pool.records[place] for place in places] for places in (chosen, new))
-        after = losses_after(pool.of(told), trained_copy(pool, self.steps, self.learning_rate, learnt))
+        after = Learnt(pool, self.steps, self.learning_rate, learnt).losses(pool.of(told))
         drop = np.exp(measure(pool, ResponseLoss(), told) - after)
         own = [drop[(labels[new] == group) & np.isfinite(drop)] for group in groups]
         scores = np.array([some.mean() if len(some) else np.nan for some in own])

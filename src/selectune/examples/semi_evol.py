@@ -6,7 +6,6 @@ disagreement is settled; and which answers are trusted. Does not know: how a mod
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -16,11 +15,11 @@ from pydantic import Field
 from selectune.data.records import Message, Record
 from selectune.examples.diverse import Embedded
 from selectune.examples.factors.asking import FORMAT, alike, answered, final, put, question, questions_only, solved
+from selectune.examples.factors.learnt import Learnt
 from selectune.examples.factors.nearest import nearest
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice
 from selectune.examples.pool import Pool
-from selectune.examples.trained import losses_after, trained_copy
 from selectune.inference.local import LocalResponder
 from selectune.inference.responder import Asking, Responder, kept_in, responder
 
@@ -74,7 +73,7 @@ class SemiSupervised(Asking, Embedded):
 
     def choose(self, pool: Pool) -> Choice:
         questions_only([*pool.records, *pool.target], self.name)
-        learnt = self._learnt(pool)
+        learnt = Learnt(pool, self.steps, self.learning_rate, sorted(pool.target, key=lambda record: record.key))
         made = self._responder(pool, learnt)
         agreed: set[int] = set()
         labels: dict[int, str] = {}
@@ -88,7 +87,7 @@ class SemiSupervised(Asking, Embedded):
         anew = {place: record for place, text in labels.items() if (record := answered(pool.records[place], text)) is not None}
         records = [anew.get(place, record) for place, record in enumerate(pool.records)]
         changed = pool.of(records)
-        doubt = losses_after(changed, learnt)
+        doubt = learnt.losses(changed)
         doubt[[place for place in range(len(pool)) if place not in anew]] = np.inf
         doubt = np.where(np.isnan(doubt), np.inf, doubt)
         order, trusted = self._in_order(pool, doubt, agreed, set(split))
@@ -114,19 +113,11 @@ class SemiSupervised(Asking, Embedded):
 
     # -- who answers -------------------------------------------------------------------------------------------------------
 
-    def _learnt(self, pool: Pool) -> object:
-        """Return the base after it has learnt the target's records."""
-        if not self.steps:
-            return pool.base.model
-        return trained_copy(pool, self.steps, self.learning_rate, sorted(pool.target, key=lambda record: record.key))
-
-    def _responder(self, pool: Pool, learnt: object) -> Responder:
+    def _responder(self, pool: Pool, learnt: Learnt) -> Responder:
         if self.by_endpoint is not None or self.by_model is not None:
             return responder(self, pool)
-        keys = " ".join(sorted(record.key for record in pool.target))
-        how = f"{self.steps} {self.learning_rate} {pool.seed} {hashlib.sha256(keys.encode()).hexdigest()}"
-        base = replace(pool.base, model=learnt)
-        return LocalResponder(base, pool.encoder, pool.meter, kept_in(pool), pool.quiet, pool.rehearsal, trained=how)
+        base = replace(pool.base, model=learnt.model)
+        return LocalResponder(base, pool.encoder, pool.meter, kept_in(pool), pool.quiet, pool.rehearsal, trained=learnt.name)
 
     # -- what is asked -----------------------------------------------------------------------------------------------------
 

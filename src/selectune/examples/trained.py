@@ -13,53 +13,13 @@ import torch
 from pydantic import Field
 
 from selectune.examples.factors.last_block import pieces_of
+from selectune.examples.factors.learnt import Learnt, losses_along
 from selectune.examples.factors.normalise import topsis
 from selectune.examples.factors.signals import ResponseLoss, Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.strata import fair_shares, k_means, members, round_robin
 from selectune.examples.method import Array, Choice, ExampleMethod, Ranked, ranked
 from selectune.examples.pool import Pool
-
-
-def losses_after(pool: Pool, model: Any) -> Array:
-    """Return each record's mean response loss under a model that was trained from the base."""
-    known: dict[str, float] = {}
-    worker, signal = pool.worker(model), ResponseLoss()
-    each = dict(sorted(zip(pool.keys, pool.records, strict=True), key=lambda pair: pair[0]))
-    for start in range(0, len(each), 64):
-        some = list(each)[start : start + 64]
-        known |= dict(zip(some, signal.measure(worker, [each[key] for key in some]).tolist(), strict=True))
-    return np.array([known[key] for key in pool.keys])
-
-
-def trained_copy(pool: Pool, steps: int, learning_rate: float, records: list[Any] | None = None, **looking: Any) -> Any:
-    """Return a copy of the base after a short training of its blocks' matrices on the pool (or on some records).
-
-    Args:
-        looking: ``look`` and ``look_after`` of :func:`selectune.parameters.factors.trial.trial`.
-    """
-    from selectune.parameters import Selection
-    from selectune.parameters.factors.targets import targets
-    from selectune.parameters.factors.trial import trial
-
-    by_content = [pool.records[place] for place in pool.order] if records is None else records
-    chosen = Selection.of(pool.base.model, [target.name for target in targets(pool.base)])
-    return trial(pool.context(by_content), chosen, steps=steps, learning_rate=learning_rate, seed=pool.seed, **looking).model
-
-
-def losses_along(pool: Pool, steps: int, learning_rate: float, points: int) -> Array:
-    """Return each record's mean response loss at evenly spaced points of one short training on the pool, ``(records, points)``.
-
-    The first point is the base, the last the end of the training.
-    """
-    after = np.linspace(0, steps, points).round().astype(int).tolist()
-    known = {0: measure(pool, ResponseLoss())}
-
-    def look(step: int, model: Any) -> None:
-        known[step] = losses_after(pool, model)
-
-    trained_copy(pool, steps, learning_rate, look=look, look_after=set(after) - {0})
-    return np.stack([known[step] for step in after], axis=1)
 
 
 class Learnability(Ranked):
@@ -99,9 +59,9 @@ class Learnability(Ranked):
         after = np.empty(len(pool))
         for own in np.unique(half):
             others = [pool.records[place] for place in pool.order.tolist() if half[place] != own and pool.tokens[place]]
-            tuned = trained_copy(pool, self.steps, self.learning_rate, others or None)
             measured = np.flatnonzero(half == own)
-            after[measured] = losses_after(pool.of([pool.records[place] for place in measured.tolist()]), tuned)
+            learnt = Learnt(pool, self.steps, self.learning_rate, others or None)
+            after[measured] = learnt.losses(pool.of([pool.records[place] for place in measured.tolist()]))
         return after
 
 

@@ -19,10 +19,10 @@ from pydantic import Field
 from selectune.data.duplicates import content, drop_exact, drop_near
 from selectune.data.records import Record
 from selectune.examples.diverse import Embedded
+from selectune.examples.factors.learnt import Learnt
 from selectune.examples.method import Array, Choice, ranked
 from selectune.examples.pool import Pool
 from selectune.examples.tags import tags
-from selectune.examples.trained import losses_after, trained_copy
 
 
 class TwoPhases(Embedded):
@@ -63,7 +63,7 @@ class TwoPhases(Embedded):
         drawn = ranked(once, logs - np.log(-np.log(np.clip(once.uniform("importance"), 1e-300, 1 - 1e-16))))
         first = drawn[: round(self.foundation * self.about(pool))]
         records = [once.records[place] for place in (first if len(first) else drawn[:1]).tolist()]
-        losses = losses_after(once, trained_copy(once, self.steps, self.learning_rate, records))
+        losses = Learnt(once, self.steps, self.learning_rate, records).losses()
         seeds = long_tail(tags(once, self.embed(once), self.scales, least=1), self.rare) | hardest(losses, self.rare)
         rest = np.isin(np.arange(len(once)), first, invert=True)
         by_loss = ranked(once, losses)
