@@ -439,7 +439,9 @@ class Chain:
             kept = [record for _, record in sorted(trains.items())]
             data.records_to_file(kept, self.run.path("data", "chosen.jsonl"))
             if self.recipe.examples is None:
-                pool.notes.append("nobody chose: of a large pool those nearest to the target train; all do with `examples: all`")
+                pool.notes.append(
+                    "nobody chose: of a large pool what leaves least uncertainty about the target trains; all does with `examples: all`"
+                )
             told = {"pool": len(records), "chosen": len(kept), "notes": pool.notes}
             self.run.write("examples.json", {"method": self.examples.describe(), **told})
 

@@ -184,8 +184,8 @@ class Recipe(Section):
     """Allow a hub model to run its own code. Off unless you trust its author."""
     data: DataRecipe = Field(default_factory=DataRecipe)
     examples: MethodChoice | None = None
-    """Which records train; ``selectune methods examples`` lists the answers. Left out: of a large pool those nearest to the target, where
-    ``data.target`` names records of it; all otherwise."""
+    """Which records train; ``selectune methods examples`` lists the answers. Left out: of a large pool those that leave
+    least uncertainty about the target, where ``data.target`` names records of it; all otherwise."""
     parameters: MethodChoice = "all"
     """Which weights may change; ``selectune methods parameters`` lists the answers."""
     form: MethodChoice = "lora"

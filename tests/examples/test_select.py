@@ -84,7 +84,7 @@ def test_a_run_trains_on_what_was_chosen(pool_file, tmp_path, llama_folder):
     assert not Run.open(plain.folder).has("data/chosen.jsonl")
 
 
-def test_of_a_large_pool_the_nearest_to_a_named_target_train_by_default(pool_file, tmp_path, llama_folder, monkeypatch):
+def test_of_a_large_pool_what_a_named_target_lacks_trains_by_default(pool_file, tmp_path, llama_folder, monkeypatch):
     values = {"base": str(llama_folder), "form": "full", "training": {"max_steps": 1, "evaluations": 0, "batch_sequences": 2},
               "evaluation": {"benchmarks": [], "forgetting": False, "samples": 0, "target": "off"}, "output": str(tmp_path)}  # fmt: skip
     target = tmp_path / "target.jsonl"
@@ -98,7 +98,7 @@ def test_of_a_large_pool_the_nearest_to_a_named_target_train_by_default(pool_fil
     monkeypatch.setattr(by_default, "LARGE", 40)
     assert chosen("unnamed") is None
     found = chosen("large", target=str(target))
-    assert found["method"]["method"] == "nearest" and 0 < found["chosen"] < 0.3 * found["pool"]
+    assert found["method"]["method"] == "sift" and 0 < found["chosen"] < 0.3 * found["pool"]
     assert "`examples: all`" in found["notes"][-1]
     values["examples"] = "all"
     assert chosen("all", target=str(target)) is None

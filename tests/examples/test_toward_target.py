@@ -112,6 +112,19 @@ def test_a_record_that_points_away_from_the_target_comes_last(monkeypatch):
     assert 0 in LeastUncertain(count=1, centre=False).select(made).places  # toward one of them is enough
 
 
+def test_only_the_nearest_are_looked_at_and_enough_is_enough(monkeypatch):
+    drawn = np.random.default_rng(0).normal(size=(30, 4))
+    whole, left = least_uncertain(drawn, drawn[:3], 30, 0.1)
+    some, of_some = least_uncertain(drawn, drawn[:3], 30, 0.1, sizes=np.full(30, 3), enough=7)
+    assert len(whole) == 30 and some.tolist() == whole[:3].tolist() and of_some.tolist() == left[:3].tolist()
+    monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Drawn)
+    records = [asks(0.98, 0.2), asks(0.6, 0.8), asks(0.97, -0.24), asks(0.8, -0.6), asks(0.99, 0.14)]
+    made = Pool(records, lambda: None, lambda words: None, [asks(1, 0)], quiet=True)
+    choice = LeastUncertain(count=4, centre=False, candidates=2).select(made)
+    assert set(choice.places[:2].tolist()) == {0, 4} and choice.places[2:].tolist() == [2, 3] and not made.notes
+    assert np.isfinite(choice.signals["variance left"]).sum() == 2
+
+
 def test_of_two_equal_questions_the_nearest_takes_both_and_the_least_uncertain_one(monkeypatch):
     monkeypatch.setattr("selectune.models.sentence_encoder.sentence_encoder", Drawn)
     copy = Record("chat", (asks(0.9, 0.43589).messages[0], Message("assistant", "no")))

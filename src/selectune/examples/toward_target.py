@@ -76,26 +76,38 @@ class TransportGradient(Embedded):
         return Choice(self.fill(pool, ranked(pool, gradient, highest_first=False)), {"transport gradient": gradient})
 
 
-def least_uncertain(vectors: Array, targets: Array, count: int, noise: float, repeat: bool = False) -> tuple[Array, Array]:
+def least_uncertain(
+    vectors: Array,
+    targets: Array,
+    count: int,
+    noise: float,
+    repeat: bool = False,
+    sizes: Array | None = None,
+    enough: float = np.inf,
+) -> tuple[Array, Array]:
     """Return places in the order in which they most lower the posterior variance at the targets, and the variance left, summed over them.
 
     A Gaussian process with the linear kernel, kept in the vectors' own dimension: after observing ``x`` with noise,
     ``Sigma <- Sigma - Sigma x x^T Sigma / (x^T Sigma x + noise)``.
 
     Args:
-        vectors: ``(n, d)``. targets: ``(m, d)``. noise: of an observation (lambda). repeat: a record may be taken again.
+        vectors: ``(n, d)``. targets: ``(m, d)``. noise: of an observation (lambda). repeat: a record may be taken again. sizes: ``(n,)``; what
+            was taken is enough when its sizes add up to so much.
     """
     vectors, targets = vectors.astype(np.float64), targets.astype(np.float64)
     covariance = np.eye(vectors.shape[1])
     cross, own = vectors @ targets.T, (vectors**2).sum(1)  # covariance with the targets, variance of each
     left = float((targets**2).sum())
     taken = np.zeros(len(vectors), dtype=bool)
-    places, variances = [], []
+    places, variances, sum_of_sizes = [], [], 0.0
     for _ in range(count if repeat else min(count, len(vectors))):
+        if sum_of_sizes >= enough:
+            break
         gains = np.einsum("ij,ij->i", cross, cross) / (own + noise)
         place = int(np.where(taken & (not repeat), -np.inf, gains).argmax())
         places.append(place)
         taken[place] = True
+        sum_of_sizes += 0.0 if sizes is None else float(sizes[place])
         left -= gains[place]
         variances.append(max(left, 0.0))
         moved = covariance @ vectors[place]
@@ -131,8 +143,8 @@ class LeastUncertain(Embedded):
     )
     departs: ClassVar[str] = (
         "Vectors are centred (those of small models all lie near each other); records that point away from every prompt come last, where the "
-        "paper squares and so welcomes them; one choice for all prompts, from the whole pool instead of each prompt's 200 nearest, and as large as "
-        "the budget: the rule by which a prompt's steps stop is that of answering one question; no record twice."
+        "paper squares and so welcomes them; one choice for all prompts, from the 20,000 records nearest to any instead of each prompt's 200, and as "
+        "large as the budget: the rule by which a prompt's steps stop is that of answering one question; no record twice."
     )
     needs_target: ClassVar[bool] = True
 
@@ -140,6 +152,8 @@ class LeastUncertain(Embedded):
     """Of an observation (lambda)."""
     centre: bool = True
     """Subtract the pool's mean from all vectors."""
+    candidates: Annotated[int, Field(gt=0)] = 20_000
+    """Records among which it chooses, those most like a prompt; the others come after them, the most like first."""
 
     def choose(self, pool: Pool) -> Choice:
         vectors, wanted = self.embed(pool), measure(pool, self.signal(), pool.target)
@@ -147,13 +161,19 @@ class LeastUncertain(Embedded):
         if self.centre:
             vectors, wanted = around_their_mean(vectors, wanted, order)
         likeness = (vectors[order] @ wanted.T).max(1)
-        near, far = order[likeness > 0], order[np.argsort(-likeness, kind="stable")][(likeness > 0).sum() :]
-        places, left = least_uncertain(vectors[near], wanted, self.needed(pool), self.noise)
+        by_likeness = np.argsort(-likeness, kind="stable")
+        pointing = int((likeness > 0).sum())
+        near = order[np.sort(by_likeness[: min(pointing, self.candidates)])]
+        # by tokens: twice the budget leaves out nothing that could still fill its last gap
+        limit = {"sizes": pool.tokens[near], "enough": 2 * self.budget(pool)} if self.by == "tokens" else {}
+        places, left = least_uncertain(vectors[near], wanted, self.needed(pool), self.noise, **limit)
         variance = np.full(len(pool), np.nan)
         variance[near[places]] = left / len(wanted)
-        if len(near) < self.about(pool):
-            pool.notes.append(f"only {len(near):,} records point toward a record of the target: the rest of the choice does not")
-        return Choice(self.fill(pool, [*near[places], *far]), {"variance left": variance})
+        rest = order[by_likeness]
+        rest = rest[np.isin(rest, near[places], invert=True)]
+        if pointing < self.about(pool):
+            pool.notes.append(f"only {pointing:,} records point toward a record of the target: the rest of the choice does not")
+        return Choice(self.fill(pool, [*near[places], *rest]), {"variance left": variance})
 
 
 def balanced(influence: Array, count: int) -> Array:
