@@ -138,3 +138,25 @@ def test_what_failed_elsewhere_is_tried_again_when_asked(moved, begun, llama_fol
         runner.take_up(plan)
         failed = [slot for slot in plan.slots() if slot.line.name == "too many blocks"]
         assert len(failed) == 2 and all((plan.next(slot) is not None) == retry for slot in failed)
+
+
+@pytest.mark.slow
+def test_steps_that_followed_from_seconds_stay_when_the_clock_is_another(tmp_path, llama_folder):
+    few = {"methods": [], "controls": {"lora": False, "full_fine_tuning": False, "last_blocks": False}, "seeds": [0],
+           "tables": {"resources": {"seconds": 4}}}  # fmt: skip
+    file = write(tmp_path, llama_folder, **few)
+    selectune.experiment(file, quiet=True)
+    record = json.loads(page_of(tmp_path).read_text())
+    rows = {cell["table"]: cell for cell in record["cells"] if cell["method"] == "random"}
+    steps = rows["resources"]["steps"]
+    assert not rows["resources"]["failed"] and steps > 0
+    rows["entries"]["step_seconds"] *= 1.5
+    page_of(tmp_path).write_text(json.dumps(record))
+    for limits, there in (({"seconds": 4}, True), ({"seconds": 5}, False)):
+        shutil.rmtree(tmp_path / "runs" / "small" / "cells")
+        for where in ("trials", "choices", "within"):
+            shutil.rmtree(tmp_path / "runs" / "small" / where, ignore_errors=True)
+        page_of(tmp_path).write_text(json.dumps(record))
+        selectune.experiment(write(tmp_path, llama_folder, **few | {"tables": {"resources": limits}}), quiet=True, page_only=True)
+        found = {cell["table"]: cell for cell in json.loads(page_of(tmp_path).read_text())["cells"] if cell["method"] == "random"}
+        assert (not found["resources"]["failed"] and found["resources"]["steps"] == steps) == there

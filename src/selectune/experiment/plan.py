@@ -18,7 +18,7 @@ from selectune.experiment.budget import Facts, Fitted, entries_of, fit, fit_exam
 from selectune.experiment.lines import MethodLine
 from selectune.experiment.pools import PlantedPool
 from selectune.experiment.protocol import ENDLESS, Protocol
-from selectune.experiment.store import Cell, Choice, Store, Trial, key_of, training_key
+from selectune.experiment.store import Cell, Choice, Store, Trial, Within, key_of, training_key
 from selectune.recipe import DataRecipe, Recipe, TrainingRecipe
 
 ENTRIES, RESOURCES = "entries", "resources"
@@ -207,10 +207,12 @@ class Plan:
         found, choice = self.best(beside), self.store.read(Choice, "choices", self.choice_key(beside))
         if isinstance(found, str) or choice is None:
             return found if isinstance(found, str) else NOT_RUN
+        trial, known = found[1], self.store.read(Within, "within", self.within_key(slot))
+        if known is not None and known.learning_rate == trial.learning_rate:
+            return known.learning_rate, known.steps
         seconds = limits.seconds or self._seconds_of(limits.like, slot)
         if isinstance(seconds, str):
             return seconds
-        trial = found[1]
         memory = max(choice.cost.peak_memory_bytes, trial.cost.peak_memory_bytes) / 2**30
         if limits.memory_gib is not None and memory > limits.memory_gib:
             return f"needs {memory:.1f} GiB, more than the {limits.memory_gib:g} of the table"
@@ -220,11 +222,24 @@ class Plan:
             (trial.learning_rate, steps) if steps > 0 else f"choosing and starting take {beginning:.0f} of {seconds:.0f} seconds"
         )
 
-    def _seconds_of(self, name: str, slot: Slot) -> float | str:
-        """Return what a line took at equal steps beside a cell: of the same seed where it has it."""
+    def within_key(self, slot: Slot) -> str:
+        """Return the fingerprint of what says how many seconds a cell has, whatever the clock; a cell that was trained for them keeps its
+        steps, however long the same work takes on another machine."""
+        limits = self.protocol.tables.resources
+        assert limits is not None
+        like = None if limits.seconds else self._like(limits.like, slot)
+        named = {} if like is None else {"like": self.choice_key(like), "training": training_key(self.training(like))}
+        return key_of(choice=self.choice_key(slot), seconds=limits.seconds, memory_gib=limits.memory_gib, **named)
+
+    def _like(self, name: str, slot: Slot) -> Slot:
+        """Return the cell at equal steps whose seconds another one has: of the same seed where the line has it."""
         line = next(line for line in self.lines if line.name == name)
         seed = slot.seed if slot.seed in self.protocol.seeds_of(line) else self.protocol.seeds[0]
-        beside = Slot(ENTRIES, line, slot.task, slot.budget, seed)
+        return Slot(ENTRIES, line, slot.task, slot.budget, seed)
+
+    def _seconds_of(self, name: str, slot: Slot) -> float | str:
+        """Return what a line took at equal steps beside a cell."""
+        beside = self._like(name, slot)
         found, choice = self.best(beside), self.store.read(Choice, "choices", self.choice_key(beside))
         if isinstance(found, str) or choice is None:
             return f"{name}, whose seconds are those of the table: {found}"

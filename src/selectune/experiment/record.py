@@ -18,7 +18,7 @@ from selectune.experiment.jobs import PLANTED
 from selectune.experiment.plan import RESOURCES, Plan, Slot
 from selectune.experiment.planting import Account
 from selectune.experiment.results import Sheet
-from selectune.experiment.store import Cell, Choice, Measured, Trial
+from selectune.experiment.store import Cell, Choice, Measured, Trial, Within
 from selectune.run import Benchmark, Item, write_atomically
 
 _AXES = {key: axis for axis, key in catalogue.KEYS.items()}
@@ -37,7 +37,7 @@ def write_record(plan: Plan, found: Sequence[Sheet], claims: list[dict[str, Any]
         "machine": json.loads(machine.read_text(encoding="utf-8")) if machine.exists() else _read(path).get("machine"), "claims": claims,
         "pools": pools_of(plan, path), "measured": {sheet.task: plan.measured_key(sheet.task) for sheet in found},
         "base": {sheet.task: [one.model_dump(mode="json", exclude_defaults=True) for one in sheet.base] for sheet in found},
-        "cells": [{"key": plan.done_key(slots[_place(cell)]) or _failed_key(plan, slots[_place(cell)])} | _short(cell, sheet.base)
+        "cells": [_keys(plan, slots[_place(cell)]) | _short(cell, sheet.base)
                   for sheet in found for row in sheet.rows for cell in row.all],
     }  # fmt: skip
     write_atomically(path, _lines_of(values))
@@ -88,6 +88,14 @@ def facts_of(path: Path | None) -> Facts | None:
         raise _not_a_record(path, error) from None
 
 
+def _keys(plan: Plan, slot: Slot) -> dict[str, str | None]:
+    """Return the fingerprints under which a cell is taken up: of its work and, where that follows from seconds, of what says how many."""
+    done = plan.done_key(slot)
+    return {"key": done or _failed_key(plan, slot)} | (
+        {"within": plan.within_key(slot)} if done and slot.table == RESOURCES else {}
+    )
+
+
 def _failed_key(plan: Plan, slot: Slot) -> str | None:
     """Return the fingerprint of a choice that failed."""
     choice = plan.store.read(Choice, "choices", plan.choice_key(slot))
@@ -125,6 +133,8 @@ def _take_up_cell(plan: Plan, slot: Slot, short: dict[str, Any], base: Sequence[
     key = short["key"]
     if short["failed"] and key == plan.choice_key(slot):
         _put(plan, "choices", key, Choice(failed=short["failed"]))
+    if slot.table == RESOURCES and not short["failed"] and short.get("within") == plan.within_key(slot):
+        _put(plan, "within", short["within"], Within(learning_rate=short["learning_rate"], steps=short["steps"]))
     if short["failed"] or plan.store.file("cells", key).exists():
         return False
     try:
@@ -135,7 +145,7 @@ def _take_up_cell(plan: Plan, slot: Slot, short: dict[str, Any], base: Sequence[
         }
     except UserError:  # of another version
         return False
-    cell = Cell.model_validate({name: value for name, value in short.items() if name != "key"} | {
+    cell = Cell.model_validate({name: value for name, value in short.items() if name not in ("key", "within")} | {
         "recipe": short["recipe"] | methods, "benchmarks": [_benchmark(one, base) for one in short["benchmarks"]]})  # fmt: skip
     choice = Choice(parameters=methods["parameters"], form=methods["form"], entries=cell.entries, records=cell.records,
                     tokens=cell.tokens, kept=cell.kept, cost=cell.choose)  # fmt: skip

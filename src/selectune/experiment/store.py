@@ -9,6 +9,7 @@ is never done again. Does not know: how a piece is done.
     choices/KEY.json          Choice: which entries and records, and what choosing took (KEY/ holds them)
     trials/KEY.json           Trial: one training at one learning rate (KEY/ holds the specialist until the best is measured)
     cells/KEY.json            Cell: the best trial of a method, task, budget and seed, measured
+    within/KEY.json           Within: how a cell at equal seconds was trained elsewhere, on whose clock the seconds were
     signals/KEY/              signals of a task's records, for all choices that ask for them; each is charged what it took
     errors/KEY.txt            where an unexpected error came from
 """
@@ -72,6 +73,13 @@ class Trial(Piece):
     """Values in the specialist's file: what was trained in truth."""
     cost: Cost = Cost(stage="train")
     step_seconds: float = 0.0
+
+
+class Within(Piece):
+    """With what a cell was trained for the seconds of a table."""
+
+    learning_rate: float
+    steps: int
 
 
 class Cell(Piece):
