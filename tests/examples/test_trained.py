@@ -229,10 +229,24 @@ def test_a_trajectory_is_of_one_training_and_ends_where_it_ends(llama_folder):
     signals = method.choose(made).signals
     after = Learnt(once, 10, 3e-3).model
     assert made.meter.cost.trainings == 1 and made.meter.cost.backward_tokens == once.meter.cost.backward_tokens
-    assert np.array_equal(signals["loss at checkpoint 3"], losses_under(once, after))
+    assert np.array_equal(signals["loss at checkpoint 3"], losses_under(once, after).astype(np.float32))
     read = sum(len(piece.input_ids) for record in RECORDS for piece in made.encoder.encode(record))
     assert made.meter.cost.forward_tokens == once.meter.cost.backward_tokens + 4 * read
     assert losses_along(pool(llama_folder), 2, 3e-3, 6).shape == (len(RECORDS), 6)  # fewer steps than points
+
+
+def test_a_trajectory_is_kept_for_all_budgets_and_charged_to_each(llama_folder, tmp_path):
+    method, shared = Trajectories(count=2, steps=4, checkpoints=3), {"library": tmp_path / "library"}
+    first, other, alone = (
+        pool(llama_folder, folder=tmp_path / "first", **shared), pool(llama_folder, folder=tmp_path / "other", **shared), pool(llama_folder),
+    )  # fmt: skip
+    one, more, found = method.choose(first), method.model_copy(update={"count": 5}).choose(other), method.choose(alone)
+    assert first.meter.cost.trainings == alone.meter.cost.trainings == 1 and other.meter.cost.trainings == 0
+    assert all(np.array_equal(one.signals[name], values) for name, values in more.signals.items() if "loss" in name)
+    assert all(np.array_equal(found.signals[name], values) for name, values in more.signals.items() if "loss" in name)
+    for made in (first, other):
+        cost = made.meter.cost
+        assert (cost.forward_tokens, cost.backward_tokens) == (alone.meter.cost.forward_tokens, alone.meter.cost.backward_tokens)
 
 
 def test_groups_are_a_tenth_of_the_budget_unless_they_are_given(llama_folder, monkeypatch):

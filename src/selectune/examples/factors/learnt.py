@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import PrivateAttr
 
 from selectune.data.records import Record
-from selectune.examples.factors.signals import ResponseLoss, Worker
+from selectune.examples.factors.signals import ResponseLoss, Signal, Worker
 from selectune.examples.factors.store import BATCH, measure
 from selectune.examples.pool import Pool
 
@@ -93,20 +93,47 @@ def trained_copy(pool: Pool, steps: int, learning_rate: float, records: Sequence
     return trial(pool.context(records), chosen, steps=steps, learning_rate=learning_rate, seed=pool.seed, **looking).model
 
 
+class LossesAlong(Signal):
+    """A response's losses after some of the steps of one short training, ``(records, looks)``; of all records at once, while the copy is there."""
+
+    shown: ClassVar[str] = "losses of responses along a short training"
+    width: ClassVar[int | None] = 0
+    learnt: str
+    """The copy's name."""
+    after: tuple[int, ...]
+    """Steps after which the copy is looked at."""
+    _learnt: Learnt = PrivateAttr()
+    _found: dict[str, Array] = PrivateAttr(default_factory=dict)
+
+    def measure(self, worker: Worker | None, records: list[Record]) -> Array:
+        if not self._found:
+            self._found = self._trained()
+        return np.stack([self._found[record.key] for record in records])
+
+    def _trained(self) -> dict[str, Array]:
+        pool, learnt = self._learnt.pool, self._learnt
+        known: dict[int, Array] = {}
+
+        def look(step: int, model: Any) -> None:
+            known[step] = losses_under(pool, model)
+
+        trained_copy(pool, learnt.steps, learnt.learning_rate, learnt.records, look=look, look_after=set(self.after))
+        along = np.stack([known[step] for step in self.after], axis=1).astype(np.float32)
+        return dict(zip(pool.keys, along, strict=True))
+
+
 def losses_along(pool: Pool, steps: int, learning_rate: float, points: int) -> Array:
     """Return each record's mean response loss at evenly spaced points of one short training on the pool, ``(records, points)``.
 
     The first point is the base, the last the end of the training.
     """
-    after = np.linspace(0, steps, points).round().astype(int).tolist()
-    known = {0: measure(pool, ResponseLoss())}
-
-    def look(step: int, model: Any) -> None:
-        known[step] = losses_under(pool, model)
-
-    by_content = [pool.records[place] for place in pool.order.tolist()]
-    trained_copy(pool, steps, learning_rate, by_content, look=look, look_after=set(after) - {0})
-    return np.stack([known[step] for step in after], axis=1)
+    wanted = np.linspace(0, steps, points).round().astype(int).tolist()
+    learnt = Learnt(pool, steps, learning_rate)
+    signal = LossesAlong(learnt=learnt.name, after=tuple(sorted(set(wanted) - {0})))
+    signal._learnt = learnt
+    along = dict(zip(signal.after, measure(pool, signal).T, strict=True)) if len(pool) else {}
+    known = {0: measure(pool, ResponseLoss())} | along
+    return np.stack([known[step] for step in wanted], axis=1)
 
 
 def losses_under(pool: Pool, model: Any) -> Array:
