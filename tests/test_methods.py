@@ -19,7 +19,7 @@ from selectune.errors import UserError
 from selectune.reporting import methods as shown
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods"
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "parameters.json"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 EVERY = [(axis, name) for axis in catalogue.AXES for name in catalogue.methods(axis)]
 
 
@@ -162,11 +162,23 @@ def test_evidence_is_read_as_far_as_it_is_understood(tmp_path):
         ],
     }))  # fmt: skip
     assert shown.evidence_of(file) == {
-        "fisher_blocks": ["Better than chance: reproduced (gain +0.020 [+0.010, +0.030])."],
-        "norms": ["As good as everything: not run."],
-        "last_blocks": ["measured on birds, law; no claim is decided."],
+        (False, "fisher_blocks"): [("parameters", "Better than chance: reproduced (gain +0.020 [+0.010, +0.030]).")],
+        (False, "norms"): [("parameters", "As good as everything: not run.")],
+        (False, "last_blocks"): [("parameters", "measured on birds, law; no claim is decided.")],
     }
-    assert "Better than chance: reproduced" in shown.pages(file)["blocks.md"]
+    assert "results/parameters.md).** Better than chance: reproduced" in shown.pages(file)["blocks.md"]
+    (tmp_path / "which.json").write_text(json.dumps({
+        "protocol": {"axis": "examples"}, "claims": [{"method": "random", "claim": "Hard to beat", "verdict": "reproduced"}],
+        "cells": [{"method": "halves", "task": "law", "recipe": {"examples": "longest:fraction=0.5", "parameters": "last_blocks"}}],
+    }))  # fmt: skip
+    (tmp_path / "speed.json").write_text("[1, 2]")
+    both = shown.evidence_of(tmp_path)
+    assert both == shown.evidence_of(file) | {
+        (True, "random"): [("which", "Hard to beat: reproduced.")],
+        (True, "longest"): [("which", "measured on law; no claim is decided.")],
+    }
+    of_weights, of_records = (shown.pages(tmp_path)[name] for name in ("parameters.md", "controls.md"))
+    assert "Hard to beat" not in of_weights and "results/which.md).** Hard to beat: reproduced." in of_records
     file.write_text("{}")
     assert shown.evidence_of(file) == {}
     assert shown.evidence_of(tmp_path / "none.json") == {} == shown.evidence_of(None)

@@ -48,8 +48,8 @@ def show(name: Annotated[str, typer.Argument(help="The name of a method.", show_
 @methods_app.command()
 def write(
     folder: Annotated[Path, typer.Argument(help="Where to write the pages.")] = Path("docs/methods"),
-    evidence: Annotated[Path, typer.Option(help="Results of the experiment, where there are some.")] = Path(
-        "benchmarks/results/parameters.json"
+    evidence: Annotated[Path, typer.Option(help="The folder of the experiments' pages, where there are some.")] = Path(
+        "benchmarks/results"
     ),
 ) -> None:
     """Write the pages of the documentation from the catalogue; pages of families that are gone are removed."""

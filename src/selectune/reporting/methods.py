@@ -46,7 +46,8 @@ FAMILIES = {
     "merging": "What happens once training has ended: weights that return to the base.",
 }
 """What the methods of a family have in common."""
-MEASURED = "../../benchmarks/results/parameters.md"
+RESULTS = "../../benchmarks/results"
+"""From a page of docs/methods."""
 WRITTEN = "<!-- Written by `make docs` from the classes of the catalogue. Do not edit. -->"
 INDEX = """
 A specialisation answers one question per axis, and a method is one answer. `selectune methods` lists them in the terminal,
@@ -211,7 +212,11 @@ def _in_double_quotes(value: Any) -> str:
 
 
 def pages(evidence: Path | None = None) -> dict[str, str]:
-    """Return the pages of the documentation by file name."""
+    """Return the pages of the documentation by file name.
+
+    Args:
+        evidence: the folder of the experiments' pages, or one of their JSON files.
+    """
     said = evidence_of(evidence)
     by_family: dict[str, list[type[Method]]] = {}
     for axis in catalogue.AXES:
@@ -233,19 +238,34 @@ def write_pages(folder: Path, evidence: Path | None = None) -> list[Path]:
     return [folder / name for name in made]
 
 
-def evidence_of(file: Path | None) -> dict[str, list[str]]:
-    """Return what an experiment found, as sentences by method of the catalogue.
+Evidence = dict[tuple[bool, str], list[tuple[str, str]]]
+"""Whether examples are chosen, and the name of a method -> the name of an experiment's page, and a sentence."""
 
-    Read tolerantly, since the file is another stage's: the outcome of each claim, and for what was measured without one, on which
-    tasks. A line of the experiment that is no method's name counts for the method that chose its weights.
+
+def evidence_of(place: Path | None) -> Evidence:
+    """Return what experiments found: those of a folder, or one.
+
+    Read tolerantly, since the files are another stage's: the outcome of each claim, and for what was measured without one, on which
+    tasks. A line of an experiment that is no method's name counts for the method that chose its weights or records.
     """
-    if file is None or not file.is_file():
-        return {}
-    result = json.loads(file.read_text(encoding="utf-8"))
-    known = {name for axis in catalogue.AXES for name in catalogue.methods(axis)}
-    cells = [cell for cell in result.get("cells", []) if not cell.get("failed")]
-    chosen_by = {cell.get("method"): _named(cell.get("recipe", {}).get("parameters")) for cell in cells}
-    found: dict[str, list[str]] = {}
+    files = [] if place is None else sorted(place.glob("*.json")) if place.is_dir() else [place] if place.is_file() else []
+    found: Evidence = {}
+    silent: Evidence = {}
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(result, dict) and isinstance(result.get("cells"), list):
+            _read_experiment(file.stem, result, found, silent)
+    return found | {method: said for method, said in silent.items() if method not in found}
+
+
+def _read_experiment(page: str, result: dict[str, Any], found: Evidence, silent: Evidence) -> None:
+    """Add what one experiment found: to the one what was decided, to the other what was measured without a claim."""
+    of_examples = result.get("protocol", {}).get("axis") == "examples"
+    axis = "examples" if of_examples else "parameters"
+    known = {name for each in ([axis] if of_examples else catalogue.AXES) for name in catalogue.methods(each)}
+    cells = [cell for cell in result["cells"] if not cell.get("failed")]
+    chosen_by = {cell.get("method"): _named(cell.get("recipe", {}).get(axis)) for cell in cells}
+    decided = set()
     for claim in result.get("claims", []):
         line = claim.get("method", "")
         intervals = (
@@ -253,13 +273,14 @@ def evidence_of(file: Path | None) -> dict[str, list[str]]:
         )
         shown = f" ({'; '.join(intervals)})" if claim.get("intervals") else ""
         sentence = f"{str(claim.get('claim', '')).rstrip('.')}: {claim.get('verdict', 'not decided')}{shown}."
-        found.setdefault(line if line in known else chosen_by.get(line) or line, []).append(sentence)
+        name = line if line in known else chosen_by.get(line) or line
+        decided.add(name)
+        found.setdefault((of_examples, name), []).append((page, sentence))
     for line, by in chosen_by.items():
         name = line if line in known else by
-        if name in known and name not in found:
+        if name in known and name not in decided:
             tasks = sorted({cell.get("task", "?") for cell in cells if cell.get("method") == line})
-            found[name] = [f"measured on {', '.join(tasks)}; no claim is decided."]
-    return found
+            silent.setdefault((of_examples, name), []).append((page, f"measured on {', '.join(tasks)}; no claim is decided."))
 
 
 def _named(choice: Any) -> str | None:
@@ -285,7 +306,7 @@ def _index(by_family: dict[str, list[type[Method]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _page(name: str, methods: list[type[Method]], evidence: dict[str, list[str]]) -> str:
+def _page(name: str, methods: list[type[Method]], evidence: Evidence) -> str:
     lines = [WRITTEN, f"# {name.replace('-', ', ').capitalize()}", "", FAMILIES.get(name, ""), "", "[All methods](index.md)"]
     for method in sorted(methods, key=lambda each: (each.axis, each.name)):
         lines += ["", f"## {method.name}", "", " ".join(method.summary.split())]
@@ -293,8 +314,8 @@ def _page(name: str, methods: list[type[Method]], evidence: dict[str, list[str]]
             lines += ["", f"**Paper.** {' '.join(method.paper.split())}"]
         if method.departs:
             lines += ["", f"**Departs.** {' '.join(method.departs.split())}"]
-        for sentence in evidence.get(method.name, []):
-            lines += ["", f"**[Measured here]({MEASURED}).** {sentence}"]
+        for page, sentence in evidence.get((method.axis == "examples", method.name), []):
+            lines += ["", f"**[Measured here]({RESULTS}/{page}.md).** {sentence}"]
         rows = hypers(method)
         if rows:
             lines += ["", "| hyper-parameter | type | default | meaning |", "|---|---|---|---|"]
