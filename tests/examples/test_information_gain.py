@@ -12,6 +12,7 @@ from selectune.examples.information_gain import (
     told_by_convolution,
     told_by_ridge,
 )
+from selectune.parameters.factors import trial
 from selectune.parameters.factors.targets import targets
 from selectune.parameters.factors.trial import loss_on
 from tests.examples.test_signals import RECORDS, pool
@@ -50,6 +51,24 @@ def test_a_small_step_gains_what_gradients_say_and_the_base_is_as_before(llama_f
     sketched = gains_of_gradients(made, some, objective)
     assert np.corrcoef(sketched, exact)[0, 1] > 0.9 and sketched @ exact / (exact @ exact) == pytest.approx(1, abs=0.3)
     assert np.isnan(gains_of_steps(made, [Record("chat", (Message("user", "?"),))], objective, "sgd", rate, 1.0))[0]
+
+
+def test_steps_are_kept_one_by_one(llama_folder, tmp_path, monkeypatch):
+    method, plain, asked = InformationGain(count=3, measured=6), trial.trial, []
+
+    def stopping(*args, records, **settings):
+        asked.append(records[0].key)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return plain(*args, records=records, **settings)
+
+    monkeypatch.setattr(trial, "trial", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        method.score(pool(llama_folder, target=RECORDS[3:4], folder=tmp_path))
+    found = method.score(pool(llama_folder, target=RECORDS[3:4], folder=tmp_path))
+    assert len(set(asked)) == 6 and len(asked) == 7  # the one that was stopped, twice
+    alone = method.score(pool(llama_folder, target=RECORDS[3:4]))
+    assert all(np.array_equal(found[name], alone[name], equal_nan=True) for name in alone)
 
 
 def test_records_of_the_objective_count_by_their_tokens(llama_folder):

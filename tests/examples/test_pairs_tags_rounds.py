@@ -41,6 +41,24 @@ def test_an_example_is_read_and_not_scored(llama_folder):
     assert np.array_equal(np.isnan(found), np.eye(3, 4, dtype=bool))
 
 
+def test_help_is_kept_record_by_record_for_all_budgets(llama_folder, tmp_path, monkeypatch):
+    plain, calls = delift.distance, []
+
+    def stopping(worker, pieces):
+        calls.append(len(pieces))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(worker, pieces)
+
+    method = InContextUtility(count=3)
+    monkeypatch.setattr(delift, "distance", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        method.select(pool(llama_folder, folder=tmp_path))
+    found = [method.model_copy(update={"count": count}).select(pool(llama_folder, folder=tmp_path)) for count in (3, 5)]
+    assert calls == [len(RECORDS)] * (len(RECORDS) + 1)  # itself and all others; what was stopped, twice
+    assert found[0].places.tolist() == found[1].places[:3].tolist() == method.select(pool(llama_folder)).places.tolist()
+
+
 def test_a_long_example_is_never_scored_in_the_record_s_place(llama_folder):
     made = pool(llama_folder)
     worker, record = made.worker(), RECORDS[2]

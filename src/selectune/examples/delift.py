@@ -11,19 +11,19 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from selectune.data.chat import Encoded
 from selectune.data.records import Record
 from selectune.errors import UserError
 from selectune.examples.factors.normalise import minimum_maximum
 from selectune.examples.factors.shown import shown_alone, shown_before
-from selectune.examples.factors.signals import SentenceEmbedding, Worker
+from selectune.examples.factors.signals import SentenceEmbedding, Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.factors.submodular import FacilityLocation, OfMatrix, lazy_greedy
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
-from selectune.progress import watched
+from selectune.run import fingerprint
 
 HELD = 0.2
 """Share of the measured pairs that tells how good guesses are, and teaches none."""
@@ -37,20 +37,41 @@ def distance(worker: Worker, pieces: list[Encoded]) -> Array:
     return found
 
 
+class HelpFrom(Signal):
+    """How much each of some helpers, shown before it, lowers a record's distance, ``(records, helpers)``; not-a-number for its equals, and for a
+    helper that leaves no room for the record."""
+
+    shown: ClassVar[str] = "help of examples"
+    width: ClassVar[int | None] = 0
+    together: ClassVar[int | None] = 1
+    helpers: str
+    """Which they are."""
+    _helpers: list[Record] = PrivateAttr()
+
+    @classmethod
+    def of(cls, helpers: list[Record]) -> HelpFrom:
+        """Return the signal of these helpers, in this order."""
+        made = cls(helpers=fingerprint([record.key for record in helpers]))
+        made._helpers = helpers
+        return made
+
+    def measure(self, worker: Worker | None, records: list[Record]) -> Array:
+        assert worker is not None
+        found = np.full((len(records), len(self._helpers)), np.nan, dtype=np.float32)
+        for row, record in enumerate(records):
+            pieces = {
+                column: piece
+                for column, example in enumerate(self._helpers)
+                if example.key != record.key and (piece := shown_before(worker, example, record)) is not None
+            }
+            plain, *helped = distance(worker, [shown_alone(worker, record), *pieces.values()])
+            found[row, list(pieces)] = plain - np.array(helped)
+        return found
+
+
 def utilities(pool: Pool, helped: list[Record], helpers: list[Record]) -> Array:
-    """Return how much each helper, shown before it, lowers each helped record's distance: ``(helped, helpers)``; not-a-number
-    for a record and its equals, and for a helper that leaves no room for the record."""
-    worker = pool.worker()
-    plain = distance(worker, [shown_alone(worker, record) for record in helped])
-    found = np.full((len(helped), len(helpers)), np.nan)
-    for row, record in enumerate(watched(helped, "pairs", pool.quiet)):
-        pieces = {
-            column: piece
-            for column, example in enumerate(helpers)
-            if example.key != record.key and (piece := shown_before(worker, example, record)) is not None
-        }
-        found[row, list(pieces)] = plain[row] - distance(worker, list(pieces.values()))
-    return found
+    """Return how much each helper, shown before it, lowers each helped record's distance, see :class:`HelpFrom`: ``(helped, helpers)``."""
+    return measure(pool, HelpFrom.of(helpers), helped).astype(np.float64).reshape(len(helped), len(helpers))
 
 
 def guessed(

@@ -10,42 +10,68 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from selectune.data.records import Record
 from selectune.examples.factors.normalise import standard
-from selectune.examples.factors.signals import GradientSketch, OwnEmbedding
+from selectune.examples.factors.signals import GradientSketch, OwnEmbedding, Signal, Worker
 from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Ranked, something_trains
 from selectune.examples.pool import Pool
-from selectune.progress import watched
+from selectune.run import fingerprint
 
 BATCH = 256
 """Records whose gain is foretold together."""
 
 
+class GainOfStep(Signal):
+    """How much one step on a record, from the base, lowers the perplexity of an objective; not-a-number where the record has nothing to learn."""
+
+    shown: ClassVar[str] = "gain of a step"
+    together: ClassVar[int | None] = 1
+    optimiser: str
+    learning_rate: float
+    clip: float
+    objective: str
+    """Which records it is measured on."""
+    _objective: list[Record] = PrivateAttr()
+    _before: float | None = PrivateAttr(default=None)
+
+    def measure(self, worker: Worker | None, records: list[Record]) -> Array:
+        from selectune.parameters import Context, Selection
+        from selectune.parameters.factors.targets import targets
+        from selectune.parameters.factors.trial import loss_on, trial
+
+        assert worker is not None
+        base, objective = worker.base, self._objective
+        chosen = Selection.of(base.model, [target.name for target in targets(base)])
+        drawn = torch.Generator().manual_seed(worker.seed)
+        context = Context(base, worker.encoder, objective, [], drawn, worker.meter, worker.bfloat16, quiet=True)
+        if self._before is None:
+            self._before = float(np.exp(loss_on(context, objective)))
+        found = np.full(len(records), np.nan)
+        for number, record in enumerate(records):
+            if worker.encoder.encode(record):
+                stepped = trial(
+                    context, chosen, records=[record], steps=1, learning_rate=self.learning_rate, batch=1,
+                    optimiser=self.optimiser, clip=self.clip,
+                )  # fmt: skip
+                found[number] = self._before - np.exp(loss_on(context, objective, stepped.model))
+        return found
+
+
 def gains_of_steps(
     pool: Pool, records: Sequence[Record], objective: Sequence[Record], optimiser: str, learning_rate: float, clip: float
 ) -> Array:
-    """Return how much one step on each record, from the base each time, lowers the perplexity of the objective; ``(records,)``.
+    """Return how much one step on each record lowers the perplexity of the objective, see :class:`GainOfStep`; ``(records,)``.
 
-    Not-a-number where a record has nothing to learn. The base is as before.
+    The base is as before.
     """
-    from selectune.parameters import Selection
-    from selectune.parameters.factors.targets import targets
-    from selectune.parameters.factors.trial import loss_on, trial
-
-    chosen = Selection.of(pool.base.model, [target.name for target in targets(pool.base)])
-    context = pool.context(objective)
-    before, found = np.exp(loss_on(context, objective)), np.full(len(records), np.nan)
-    for number, record in enumerate(watched(records, "one step each", pool.quiet)):
-        if pool.encoder.encode(record):
-            stepped = trial(
-                context, chosen, records=[record], steps=1, learning_rate=learning_rate, batch=1, optimiser=optimiser, clip=clip
-            )
-            found[number] = before - np.exp(loss_on(context, objective, stepped.model))
-    return found
+    asked = fingerprint([record.key for record in objective])
+    signal = GainOfStep(optimiser=optimiser, learning_rate=learning_rate, clip=clip, objective=asked)
+    signal._objective = list(objective)
+    return measure(pool, signal, list(records))
 
 
 def gains_of_gradients(pool: Pool, records: Sequence[Record], objective: Sequence[Record]) -> Array:

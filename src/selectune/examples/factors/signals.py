@@ -112,6 +112,8 @@ class Signal(BaseModel, ABC):
     needs_base: ClassVar[bool] = True
     width: ClassVar[int | None] = None
     """None for a number; otherwise it is a vector."""
+    together: ClassVar[int | None] = None
+    """Records that are measured, and kept, at a time: few where each takes seconds. None: as many as of other signals."""
 
     def settings(self) -> dict[str, Any]:
         """Return all that its values depend on, besides base and record."""

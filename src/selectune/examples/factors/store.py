@@ -31,7 +31,7 @@ from selectune.progress import watched
 
 Array = np.ndarray
 BATCH = 64
-"""Records that are measured together."""
+"""Records that are measured together, where a signal does not say."""
 COST = b"cost"
 """Under which a part's metadata say what measuring it cost, and which choice spent it."""
 SECONDS = 5.0
@@ -59,7 +59,8 @@ def _completed(pool: Pool, signal: Signal, folder: Path | None, keys: Array, rec
     """Return the values of some keys, ``(n,)`` bytes, sorted: those that are kept, and those that are measured now."""
     values, have = _known(folder, keys, signal, pool)
     # by content: what is measured together depends neither on the pool's order nor on what a kill left over
-    missing = [slice(start, start + BATCH) for start in range(0, len(keys), BATCH) if not have[start : start + BATCH].all()]
+    size = signal.together or BATCH
+    missing = [slice(start, start + size) for start in range(0, len(keys), size) if not have[start : start + size].all()]
     unwritten: list[slice] = []
     since, spent = time.monotonic(), _Spent(pool)
     measured = _measured(pool, signal, [records[batch] for batch in missing])
