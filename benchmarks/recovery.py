@@ -37,7 +37,7 @@ from selectune.run import fingerprint, write_atomically
 
 HERE = Path(__file__).parent
 WORK, RESULTS, TABLE = Path("runs/recovery"), HERE / "results" / "examples_recovery.json", HERE / "results" / "examples.md"
-BUDGETS, LENGTH, SEEDS_OF_RANDOM = (0.05, 0.15, 0.3, 0.6), 256, (0, 1, 2, 3, 4)
+BUDGETS, LENGTH, SEEDS_OF_RANDOM = (0.05, 0.15, 0.3, 0.6), 512, (0, 1, 2, 3, 4)
 KINDS = (WRONG, OFF_DOMAIN, EXACT, NEAR, IN_DOMAIN)
 TASK = Task.model_validate({
     "train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl", "shape": "question_answer", "dev_fraction": 0.02, "dev_records": 24,
