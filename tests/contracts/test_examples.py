@@ -5,8 +5,11 @@ records' content, not their order; duplicates, unicode, very long and very short
 clusters are handled, and a budget that makes no sense is refused in one line. A method is covered as soon as it is in the catalogue.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from selectune import catalogue
 from selectune.data import Encoder, Message, Record
@@ -89,6 +92,14 @@ def test_the_budget_is_exact_in_records_and_not_exceeded_in_tokens(name, llama_f
     left = [t for place, t in enumerate(made.tokens.tolist()) if place not in set(by_tokens.places.tolist())]
     if not issubclass(METHODS[name], AmongAnswers):
         assert min(left) > 60 - used  # no record that is left would still fit
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_base_in_bf16_chooses_too(name, llama_folder):
+    """What it is trained to for a while is in fp32 where it learnt, and in bf16 elsewhere."""
+    base = load_base(llama_folder, dtype=torch.bfloat16)
+    made = replace(pool(llama_folder), load_base=lambda: base, bfloat16=True)
+    assert len(set(make(name, count=5).select(made).places.tolist())) == 5
 
 
 @pytest.mark.parametrize("name", METHODS)

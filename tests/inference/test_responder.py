@@ -27,6 +27,18 @@ def local(base, kept=None):
     return LocalResponder(base, Encoder(base.tokenizer, 128), kept=kept, quiet=True)
 
 
+def test_a_part_in_fp32_answers_as_the_whole_in_bf16_does(llama_folder):
+    """So a copy answers whose trained part is kept exactly: the products are in bf16, and what is exact in bf16 stays what it was."""
+    whole, mixed = (load_base(llama_folder, dtype=torch.bfloat16) for _ in range(2))
+    for name, weight in mixed.model.named_parameters():
+        if "proj" in name:
+            weight.data = weight.data.float()
+    questions, how = asked("Which lamp?", "And fault 7, which one is that?"), {"max_new_tokens": 12}
+    assert local(mixed).answers(questions, **how) == local(whole).answers(questions, **how)
+    drawn = local(mixed).answers(questions, samples=2, temperature=1.0, **how)
+    assert drawn == local(whole).answers(questions, samples=2, temperature=1.0, **how)
+
+
 def alone(base, text, count):
     """Greedy tokens, one forward pass each."""
     ids = Encoder(base.tokenizer, 128).prompt_ids((Message("user", text),))

@@ -74,14 +74,20 @@ class LocalResponder(Remembering):
             eos_token_id=end_tokens(model, words),
             pad_token_id=words.pad_token_id,
         )
-        written = model.generate(input_ids=ids, attention_mask=real, generation_config=settings,
-                                 logits_processor=LogitsProcessorList([_Drawn(questions)]))[:, width:]  # fmt: skip
+        with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(model)):
+            written = model.generate(input_ids=ids, attention_mask=real, generation_config=settings,
+                                     logits_processor=LogitsProcessorList([_Drawn(questions)]))[:, width:]  # fmt: skip
         if self.meter is not None:
             self.meter.count(forward=int(real.sum()) + written.numel())
         return [
             words.decode(row[: question.max_new_tokens], skip_special_tokens=True).strip()
             for question, row in zip(questions, written, strict=True)
         ]
+
+
+def _mixed(model: Any) -> bool:
+    """Whether a part is in fp32 and the rest is not, as of a model in bf16 whose trained part is kept exactly."""
+    return len({weight.dtype for weight in model.parameters() if weight.is_floating_point()}) > 1
 
 
 class _Drawn:
