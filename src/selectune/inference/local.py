@@ -5,7 +5,9 @@ Knows: how many answers are written at once, and how an answer drawn at random d
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,13 @@ class LocalResponder(Remembering):
         self.base, self.encoder, self.meter = base, encoder, meter
         self.model = f"{base.fingerprint} {encoder.system or ''} {trained}"
 
+    @cached_property
+    def _model(self) -> Any:
+        """The model; a copy in bf16 of one in bf16 whose trained part is kept in fp32."""
+        model = self.base.model
+        kinds = {weight.dtype for weight in model.parameters()}
+        return copy.deepcopy(model).to(torch.bfloat16) if kinds == {torch.float32, torch.bfloat16} else model
+
     def ask(self, questions: list[Question]) -> Iterator[tuple[Question, str]]:
         """Write the answers, the shortest prompts first (see :meth:`Remembering.ask`)."""
         prompts = {question: self.encoder.prompt_ids(question.messages) for question in questions}
@@ -59,7 +68,7 @@ class LocalResponder(Remembering):
     def _write(self, questions: list[Question], prompts: list[list[int]]) -> list[str]:
         from transformers import GenerationConfig, LogitsProcessorList
 
-        model, words = self.base.model, self.base.tokenizer
+        model, words = self._model, self.base.tokenizer
         context = context_length(model)
         limit = min(max(question.max_new_tokens for question in questions), context // 2)
         prompts = [prompt[-(context - limit) :] for prompt in prompts]
@@ -74,20 +83,14 @@ class LocalResponder(Remembering):
             eos_token_id=end_tokens(model, words),
             pad_token_id=words.pad_token_id,
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=_mixed(model)):
-            written = model.generate(input_ids=ids, attention_mask=real, generation_config=settings,
-                                     logits_processor=LogitsProcessorList([_Drawn(questions)]))[:, width:]  # fmt: skip
+        written = model.generate(input_ids=ids, attention_mask=real, generation_config=settings,
+                                 logits_processor=LogitsProcessorList([_Drawn(questions)]))[:, width:]  # fmt: skip
         if self.meter is not None:
             self.meter.count(forward=int(real.sum()) + written.numel())
         return [
             words.decode(row[: question.max_new_tokens], skip_special_tokens=True).strip()
             for question, row in zip(questions, written, strict=True)
         ]
-
-
-def _mixed(model: Any) -> bool:
-    """Whether a part is in fp32 and the rest is not, as of a model in bf16 whose trained part is kept exactly."""
-    return len({weight.dtype for weight in model.parameters() if weight.is_floating_point()}) > 1
 
 
 class _Drawn:
