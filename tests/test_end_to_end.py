@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import typer
 
 from selectune import catalogue, cli, pipeline
 from selectune import recipe as recipes
@@ -99,11 +100,11 @@ def test_required_retention_sets_the_exit_status(run, monkeypatch):
     for retained, status in (("lost", 3), ("nothing lost", None)):
         run.write("verdict.json", {**values, "retained": retained})
         if status:
-            with pytest.raises(cli.typer.Exit) as caught:
-                cli._finish(run, lambda run: None)
+            with pytest.raises(typer.Exit) as caught:
+                cli.specialize._finish(run, lambda run: None)
             assert caught.value.exit_code == status
         else:
-            cli._finish(run, lambda run: None)
+            cli.specialize._finish(run, lambda run: None)
     run.write("verdict.json", values)
 
 

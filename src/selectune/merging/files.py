@@ -1,7 +1,7 @@
 """Deltas and selections as a person names them: a run, a specialist, a delta's folder, an adapter of PEFT's, a file.
 
 Knows: what each of these is on disk, when the base must be loaded for it, and what the commands about deltas write.
-Does not know: what a delta is made of (``delta.py``), or how a command is spelled (``cli_selection.py``).
+Does not know: what a delta is made of (``delta.py``), or how a command is spelled (``cli/selection.py``).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def domains(
     from rich.console import Console
     from rich.table import Table
 
-    from selectune.cli import pairs
+    from selectune.cli.options import pairs
     from selectune.examples.domains import rank_sources
     from selectune.examples.sources import NONE
 

@@ -22,6 +22,7 @@ class _ListFirst(TyperGroup):
 
 
 methods_app = typer.Typer(
+    name="methods",
     cls=_ListFirst,
     help="The methods of each axis, their papers and hyper-parameters.\n\n"
     "`selectune methods` lists all of them, `selectune methods parameters` those of one axis.",

@@ -41,7 +41,7 @@ def ask(
     """
     import json
 
-    from selectune.cli import pairs
+    from selectune.cli.options import pairs
     from selectune.inference.test_time import Answer, Settings, Specialist, say
     from selectune.run import Run
 

@@ -54,7 +54,7 @@ def select(
     selectune select pool.jsonl -m robust_ft --endpoint http://localhost:8000/v1 --model NAME --dry-run
     ```
     """
-    from selectune.cli import pairs
+    from selectune.cli.options import pairs
     from selectune.examples.select import choose_examples, count_questions
 
     given: dict[str, Any] = {"fraction": fraction, "count": count, "by": by, "by_endpoint": endpoint, "by_model": model}

@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 selection_app = typer.Typer(
-    help="What trains: pictures, exact counts, overlaps.", no_args_is_help=True, rich_markup_mode="markdown"
+    name="selection", help="What trains: pictures, exact counts, overlaps.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 delta_app = typer.Typer(
+    name="delta",
     help="What changed: specialists that were trained in place, as sparse deltas of their base.\n\n"
     "A DELTA is a run that trained in place (`form: full`), its `specialist` folder, a folder written by these commands, or a SHiRA "
     "adapter of PEFT's. A base or MODEL is a built-in name, a transformers folder, a .gguf file or a hub id.",

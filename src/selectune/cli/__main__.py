@@ -1,0 +1,5 @@
+"""``python -m selectune.cli``."""
+
+from selectune.cli import main
+
+main()
