@@ -1,6 +1,7 @@
 """RobustFT, SemiEvol and LLKD: the faithful-if lines of their cards, with an endpoint that knows what it should."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from selectune.examples.factors.store import measure
 from selectune.examples.llkd import LearningWithLess, Thresholds, _most_given
 from selectune.examples.robust_ft import DIRECT, REASONED, RobustFineTuning
 from selectune.examples.semi_evol import SemiSupervised
+from selectune.inference.local import LocalResponder
 from selectune.models import load_base
 from tests.contracts.test_examples import no_download  # noqa: F401
 from tests.endpoint import Endpoint
@@ -443,6 +445,23 @@ def test_the_student_learns_between_rounds(llama_folder):
     assert np.isclose(once, twice, atol=1e-6).sum() == 6  # the first part is asked before anything is learnt
     silent = unsure(2, lambda body: "")
     assert silent.signals["kept"].sum() == 0 and list(silent.records) == records
+
+
+def test_what_the_student_said_is_not_asked_again(llama_folder, tmp_path, monkeypatch):
+    written = []
+    write = LocalResponder._write
+    monkeypatch.setattr(
+        LocalResponder, "_write", lambda self, some, prompts: written.append(len(some)) or write(self, some, prompts)
+    )
+    choices = []
+    with Endpoint(lambda body: knows(body) if body["seed"] % 2 else "Answer: none") as there:
+        for count in (3, 3, 5):  # another budget asks nothing new either
+            method = LearningWithLess(by_endpoint=there.url, by_model="large", samples=2, steps=2, longest=4, count=count)
+            choices.append(method.select(replace(pool(llama_folder, RECORDS), folder=tmp_path)))
+            assert sum(written) == 2 * len(RECORDS)
+    assert all(
+        np.array_equal(choices[0].signals["student's uncertainty"], one.signals["student's uncertainty"]) for one in choices
+    )
 
 
 def test_a_teacher_at_an_endpoint_sees_the_choices(llama_folder):

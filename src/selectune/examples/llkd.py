@@ -20,7 +20,7 @@ from selectune.examples.factors.store import measure
 from selectune.examples.method import Array, Choice, ExampleMethod
 from selectune.examples.pool import Pool
 from selectune.inference.local import LocalResponder
-from selectune.inference.responder import Asking, Responder, responder
+from selectune.inference.responder import Asking, Responder, kept_in, responder
 
 Sure = tuple[list[str], Array, Array]
 """An answer to each record, its probability, and the entropy of all that could be said over the greatest possible; ``(records,)`` in [0, 1]."""
@@ -110,14 +110,14 @@ class LearningWithLess(Asking, ExampleMethod):
         drawn = pool.uniform(self.name)
         order = sorted(pool.order.tolist(), key=lambda place: drawn[place])
         uncertainty, kept = np.zeros(len(pool)), np.zeros(len(pool), dtype=bool)
-        thresholds, student = Thresholds(self.momentum), None
+        thresholds, student = Thresholds(self.momentum), Learnt(pool, 0, self.learning_rate, [])
         closed = all(record.choices and set(record.choices) == set(pool.records[0].choices) for record in pool.records)
         for number, part in enumerate(np.array_split(order, self.rounds)):
             if not len(part):
                 continue
             if number and kept.any():
                 known = sorted((records[place] for place in np.nonzero(kept)[0].tolist()), key=lambda record: record.key)
-                student = Learnt(pool, self.steps, self.learning_rate, known).model
+                student = Learnt(pool, self.steps, self.learning_rate, known)
             uncertainty[part] = self._student(pool, student, [pool.records[place] for place in part.tolist()])
             for start in range(0, len(part), self.batch):
                 some = part[start : start + self.batch]
@@ -157,15 +157,15 @@ class LearningWithLess(Asking, ExampleMethod):
     def _shown(self, pool: Pool) -> list[Record]:
         return sorted(pool.target, key=lambda record: record.key)[: self.shots]
 
-    def _student(self, pool: Pool, model: Any, records: list[Record]) -> Array:
+    def _student(self, pool: Pool, learnt: Learnt, records: list[Record]) -> Array:
         """Return how unsure the student is of its own answers, ``(records,)``."""
-        worker = pool.worker(model)
+        worker = learnt.worker
         order = sorted(range(len(records)), key=lambda number: records[number].key)
         found = np.full((len(records), 3), np.nan, dtype=np.float32)
         for start in range(0, len(order), 64):
             found[order[start : start + 64]] = OfLabels().measure(worker, [records[n] for n in order[start : start + 64]])
         rehearsal = None if pool.rehearsal is None else type(pool.rehearsal)()  # what the student is asked costs nothing
-        made = LocalResponder(worker.base, pool.encoder, pool.meter, quiet=pool.quiet, rehearsal=rehearsal)
+        made = LocalResponder(worker.base, pool.encoder, pool.meter, kept_in(pool), pool.quiet, rehearsal, learnt.name)
         return self._filled(made, pool, records, found, ())[2]
 
     def _filled(self, made: Responder, pool: Pool, records: list[Record], found: Array, shots: Any) -> Sure:
