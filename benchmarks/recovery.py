@@ -5,8 +5,8 @@
     .venv/bin/python -m benchmarks.recovery --share 1/2 & .venv/bin/python -m benchmarks.recovery --share 2/2    # on two cores
 
 Writes benchmarks/results/examples_recovery.json (a method at a time) and the table benchmarks/results/examples.md. What is measured of a
-record is shared by all methods and kept under runs/recovery. Knows: the pool, the budgets, the order of work. Does not know: how a
-pool is planted or a choice judged (``selectune.experiment.planting``, ``recovery``).
+record is shared by all methods and kept under runs/recovery. Pool and methods are those of benchmarks/examples.yaml.
+Knows: the budgets, the order of work. Does not know: how a pool is planted or a choice judged (``selectune.experiment.planting``, ``recovery``).
 """
 
 from __future__ import annotations
@@ -29,31 +29,19 @@ from selectune.data import Encoder, records_from_file
 from selectune.examples import Pool
 from selectune.experiment import jobs
 from selectune.experiment.forked import Forked, reason
+from selectune.experiment.lines import EVERY_RECORD, RANDOM, MethodLine
 from selectune.experiment.planting import EXACT, IN_DOMAIN, NEAR, OFF_DOMAIN, WRONG, Account
-from selectune.experiment.protocol import Task
+from selectune.experiment.protocol import load
 from selectune.experiment.recovery import choices, recovery
 from selectune.models import bf16_is_fast, load_base
 from selectune.run import fingerprint, write_atomically
 
 HERE = Path(__file__).parent
 WORK, RESULTS, TABLE = Path("runs/recovery"), HERE / "results" / "examples_recovery.json", HERE / "results" / "examples.md"
-BUDGETS, LENGTH, SEEDS_OF_RANDOM = (0.05, 0.15, 0.3, 0.6), 512, (0, 1, 2, 3, 4)
+SCREENING = load(HERE / "examples.yaml")
+TASK, LENGTH = SCREENING.tasks["mathematics"], SCREENING.training.max_length
+BUDGETS = (0.05, 0.15, 0.3, 0.6)
 KINDS = (WRONG, OFF_DOMAIN, EXACT, NEAR, IN_DOMAIN)
-TASK = Task.model_validate({
-    "train": "gsm8k/train.jsonl.gz", "test": "gsm8k/test.jsonl", "shape": "question_answer", "dev_fraction": 0.02, "dev_records": 24,
-    "test_records": 24,
-    "pool": {
-        "sources": [
-            {"train": "alpaca_pool/alpaca_pool.jsonl.gz", "records": 60}, {"train": "dolly/dolly_3k.jsonl.gz", "records": 40},
-            {"train": "lima/train.jsonl.gz", "records": 30}, {"train": "codealpaca/code_alpaca_2k.jsonl", "records": 30},
-            {"train": "evol_instruct_1k/filtered_evol_instruct_1k_score.jsonl.gz", "records": 40},
-        ],
-        "in_domain": 40,
-        "off_domain": [{"train": "chebi20/test.tsv.gz", "records": 30, "shape": "question_answer",
-                        "columns": {"question": "SMILES", "answer": "description"}}],
-        "wrong_answers": 0.15, "exact_duplicates": 0.08, "near_duplicates": 0.08, "longest": 900,
-    },
-})  # fmt: skip
 
 
 def main() -> None:
@@ -67,7 +55,7 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true", help="do again what failed or was given up")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    base = load_base("smollm2-135m-instruct", dtype="fast")
+    base = load_base(SCREENING.base, dtype="fast")
     setting = fingerprint(
         {
             "task": TASK.model_dump(exclude_unset=True),
@@ -84,7 +72,7 @@ def main() -> None:
     found = _known(setting)
     first, step = (int(number) for number in asked.share.split("/"))
     for name, method, seed in _wanted(asked.only)[first - 1 :: step]:
-        key, described = f"{name}, seed {seed}" if name == "random" else name, method.describe()
+        key, described = f"{name}, seed {seed}" if name == RANDOM else name, method.describe()
         before = found["methods"].get(key)
         same = before and all(
             described.get(name) == value for name, value in before["method"].items()
@@ -108,10 +96,15 @@ def _known(setting: str) -> dict[str, Any]:
 
 
 def _wanted(only: str | None) -> list[tuple[str, Any, int]]:
-    """Return every method of the catalogue with its seed, the control first, at each of its seeds."""
-    names = [name for name in catalogue.methods("examples") if name not in ("all", "random") and only in (None, name)]
-    random = [("random", catalogue.create("examples", "random"), seed) for seed in SEEDS_OF_RANDOM if only in (None, "random")]
-    return random + [(name, catalogue.create("examples", name), 0) for name in names]
+    """Return every line of the screening with its seed, the control first, at each of its seeds."""
+    lines = sorted(
+        (line for line in SCREENING.lines() if line.name != EVERY_RECORD and only in (None, line.name)), key=_is_method
+    )
+    return [(line.name, catalogue.create("examples", line.examples), seed) for line in lines for seed in SCREENING.seeds_of(line)]
+
+
+def _is_method(line: MethodLine) -> bool:
+    return line.name != RANDOM
 
 
 def _measured(method: Any, base: Any, folder: Path, account: Account, seed: int) -> dict[str, Any]:
@@ -167,7 +160,7 @@ def _table(found: dict[str, Any]) -> str:
         "# What each method of choosing examples keeps", "",
         f"A pool of {sum(sizes.values()):,} records: {kinds}. General records come from Alpaca, Dolly, LIMA, Code Alpaca and Evol-Instruct; the "
         "target is GSM8K, of which the methods see 24 other records; off-domain ones describe molecules. Every method chooses "
-        f"{budgets} of the pool's trained tokens with its defaults; nothing is trained on the choice.", "",
+        f"{budgets} of the pool's trained tokens, set as in [the screening](examples_screening.md); nothing is trained on the choice.", "",
         "**Area**: under the curve of the share kept of a kind, over the share kept of plain general records. Random is 0.5, and 1/3 for "
         "duplicates (a copy counts only beside what it says again). For noise lower is better, for the target's records higher. **Bold**: "
         "better than every one of the five random choices. `15 %`: share kept at that budget.", "",
