@@ -163,13 +163,13 @@ def _table(found: dict[str, Any]) -> str:
         f"{budgets} of the pool's trained tokens, set as in [the screening](examples_screening.md); nothing is trained on the choice.", "",
         "**Area**: under the curve of the share kept of a kind, over the share kept of plain general records. Random is 0.5, and 1/3 for "
         "duplicates (a copy counts only beside what it says again). For noise lower is better, for the target's records higher. **Bold**: "
-        "better than every one of the five random choices. `15 %`: share kept at that budget.", "",
+        "better than every one of the random choices. `15 %`: share kept at that budget.", "",
         f"| method | {' | '.join(f'{kind}: area | 15 %' for kind in KINDS)} | records at 15 % |", "|---|" + "---|" * (2 * len(KINDS) + 1),
     ]  # fmt: skip
     if random:
         cells = [f"{fmean(band[kind]):.2f} [{min(band[kind]):.2f}, {max(band[kind]):.2f}] | "
                  f"{fmean(_kept(one, kind, found) for one in random):.0%}" for kind in KINDS]  # fmt: skip
-        lines.append(f"| random, 5 seeds | {' | '.join(cells)} | {fmean(one['records'][middle] for one in random):.0f} |")
+        lines.append(f"| random, {len(random)} seeds | {' | '.join(cells)} | {fmean(one['records'][middle] for one in random):.0f} |")
     for name, one in sorted(rows.items(), key=lambda item: _order(item[1])):
         cells = [
             f"{_bold(one['kinds'][kind]['area'], band.get(kind, []), kind)} | {_kept(one, kind, found):.0%}" for kind in KINDS
