@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,10 @@ import torch
 import yaml
 
 import selectune
+from selectune.data import Message
 from selectune.errors import UserError
+from selectune.examples.method import Choice as ExampleChoice
+from selectune.examples.random import RandomExamples
 from selectune.experiment import jobs
 from selectune.experiment.budget import Facts
 from selectune.experiment.plan import Plan
@@ -268,6 +272,27 @@ def test_a_score_is_measured_once_for_the_tries_and_all_budgets(tmp_path, llama_
     assert len(asked) == 1 and 1500 < entries[0] <= 3000 < entries[1] <= 6000
     plan.store.write("choices", list(together)[1], Choice())
     assert list(plan.together(first).values()) == [first]  # what is done is not done again
+
+
+def test_a_record_that_a_choice_changes_is_kept_as_what_it_was(tmp_path, llama_folder, monkeypatch):
+    def answered_anew(self, pool):
+        anew = [replace(record, messages=(record.messages[0], Message("assistant", "None."))) for record in pool.records]
+        return ExampleChoice(self.fill(pool, pool.order, pool.of(anew)), records=anew)
+
+    monkeypatch.setattr(RandomExamples, "choose", answered_anew)
+    pool = {"sources": [{"train": "data.jsonl", "records": 20}], "in_domain": 10, "wrong_answers": 0.2}
+    task = {"train": "data.jsonl", "test_fraction": 0.2, "dev_fraction": 0.1, "test_records": 8, "pool": pool}
+    given = {"axis": "examples", "form": "lora:rank=2", "tasks": {"lamps": task}, "methods": [], "budgets": [0.9]}
+    protocol = load(write(tmp_path, llama_folder, **given))
+    base = load_base(llama_folder, dtype="float32")
+    facts = Facts(fingerprint="x", total_parameters=base.anatomy.total_parameters, blocks=[1], bfloat16=False)
+    plan = Plan(protocol, facts, Store(tmp_path / "store"))
+    jobs.prepare(
+        protocol.tasks["lamps"], plan.data("lamps"), tmp_path / "data", protocol.tasks["lamps"].pool_under(str(tmp_path))
+    )
+    slot = next(slot for slot in plan.slots() if slot.line.name == "random")
+    found = jobs.choose(plan.recipe(slot), tmp_path / "data", base, tmp_path / "room", plan.fitted(slot))
+    assert found.kept["wrong answer"] > 0.5 and found.kept["in domain"] > 0.5
 
 
 def test_choices_made_in_one_process_share_what_they_measure(tmp_path, llama_folder, monkeypatch):

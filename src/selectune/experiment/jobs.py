@@ -94,6 +94,7 @@ def choose(
             Their cost is counted as if this one had measured them.
     """
     from selectune.examples import Pool
+    from selectune.examples.factors.store import chosen_keys
     from selectune.parameters import Selection
 
     if fitted.knob is not None and fitted.entries is not None:
@@ -118,10 +119,12 @@ def choose(
     records = chain.records("train")
     planted = data / PLANTED
     account = Account.model_validate_json(planted.read_bytes()) if planted.exists() else Account()
+    scores = chain.run.path("scores.parquet")  # a record that the choice changed counts as what it was
+    keys = chosen_keys(scores) if scores.exists() else [record.key for record in records]
     return Choice(
         parameters=chain.parameters.describe(), form=form.describe(), entries=form.count(base, selection), cost=reduce(Cost.after, costs),
         records=len(records), tokens=int(Pool(records, lambda: base, chain.encoder).tokens.sum()),
-        kept=account.kept(record.key for record in records),
+        kept=account.kept(keys),
     )  # fmt: skip
 
 

@@ -243,3 +243,11 @@ def write_scores(
     beside = path.with_suffix(".new")
     pd.DataFrame(columns).to_parquet(beside, index=False)
     beside.replace(path)
+
+
+def chosen_keys(path: Path) -> list[str]:
+    """Return the keys of the records that were chosen, as they were in the pool, from ``scores.parquet``."""
+    import pandas as pd
+
+    table = pd.read_parquet(path, columns=["key", "chosen"])
+    return [str(key) for key in table["key"][table["chosen"]]]
