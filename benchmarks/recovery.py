@@ -169,7 +169,9 @@ def _table(found: dict[str, Any]) -> str:
     if random:
         cells = [f"{fmean(band[kind]):.2f} [{min(band[kind]):.2f}, {max(band[kind]):.2f}] | "
                  f"{fmean(_kept(one, kind, found) for one in random):.0%}" for kind in KINDS]  # fmt: skip
-        lines.append(f"| random, {len(random)} seeds | {' | '.join(cells)} | {fmean(one['records'][middle] for one in random):.0f} |")
+        lines.append(
+            f"| random, {len(random)} seeds | {' | '.join(cells)} | {fmean(one['records'][middle] for one in random):.0f} |"
+        )
     for name, one in sorted(rows.items(), key=lambda item: _order(item[1])):
         cells = [
             f"{_bold(one['kinds'][kind]['area'], band.get(kind, []), kind)} | {_kept(one, kind, found):.0%}" for kind in KINDS

@@ -5,13 +5,15 @@ subjects of MATH, medicine and code, added one by one in two orders and with sev
 ones that were not, and on distant ones. Knows: the sub-domains and the table. Does not know: how a budget is shared (``languages``), or how
 near two of them are.
 
-python -m benchmarks.sub_domains --data-root ../shared/data
+    OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.sub_domains --data-root ../shared/data
+    ... --share 1/2 & ... --share 2/2        # on two cores
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -52,7 +54,9 @@ def main() -> None:
     asked.add_argument("--records", type=int, default=60, help="of each sub-domain")
     asked.add_argument("--held", type=int, default=12, help="of each, to be scored on")
     asked.add_argument("--seeds", type=int, default=3)
+    asked.add_argument("--share", default="1/1", help="every second row from the first one: 1/2; one process for each share")
     given = asked.parse_args()
+    mine, shares = (int(number) for number in given.share.split("/"))
     whole = sub_domains(given.data_root)
     held = {name: records[: given.held] for name, records in whole.items()}
     records = [replace(record, source=name) for name, some in whole.items()
@@ -63,23 +67,23 @@ def main() -> None:
     far = distances(held)
     budget = min(int(pool.tokens[[n for n, one in enumerate(records) if one.source == name]].sum()) for name in whole)
     settings = vars(given) | {"data_root": "", "budget": budget, "order": list(whole), "bfloat16": fast}
+    settings.pop("share")
     values = begun(settings) or {"settings": settings, "base": scores(pool, held, None), "rows": []}
-    start, rows = values["base"], values["rows"]
-    done = {(row["order"], row["number"], row["seed"]) for row in rows}
-    for title, order in (("as listed", list(whole)), ("turned", list(whole)[::-1])):
-        for number in range(1, len(order) + 1):
-            for seed in range(given.seeds):
-                if (title, number, seed) in done:
-                    continue
-                own = replace(pool, seed=seed)
-                chosen = Languages(among="source", first=tuple(order), number=number, by="tokens", count=budget).select(own)
-                model = trained_copy(own, given.steps, given.rate, [records[place] for place in chosen.places.tolist()])
-                after = scores(pool, held, model)
-                by = by_exposure({name: after[name] / start[name] - 1 for name in after}, exposure(order[:number], far))
-                rows.append({"order": title, "number": number, "seed": seed, "scores": after, "by": by})
-                write_atomically(RESULTS / "sub_domains.json", json.dumps(values, indent=1))
-                write_atomically(RESULTS / "sub_domains.md", page(values))
-                print(title, number, seed, by, flush=True)
+    orders = {"as listed": list(whole), "turned": list(whole)[::-1]}
+    wanted = list(itertools.product(orders, range(1, len(whole) + 1), range(given.seeds)))
+    done = {(row["order"], row["number"], row["seed"]) for row in values["rows"]}
+    for title, number, seed in [one for one in wanted[mine - 1 :: shares] if one not in done]:
+        order, own = orders[title], replace(pool, seed=seed)
+        chosen = Languages(among="source", first=tuple(order), number=number, by="tokens", count=budget).select(own)
+        model = trained_copy(own, given.steps, given.rate, [records[place] for place in chosen.places.tolist()])
+        after = scores(pool, held, model)
+        by = by_exposure({name: after[name] / values["base"][name] - 1 for name in after}, exposure(order[:number], far))
+        values = begun(settings) or values  # another share may have written meanwhile
+        values["rows"].append({"order": title, "number": number, "seed": seed, "scores": after, "by": by})
+        values["rows"].sort(key=lambda row: wanted.index((row["order"], row["number"], row["seed"])))
+        write_atomically(RESULTS / "sub_domains.json", json.dumps(values, indent=1))
+        write_atomically(RESULTS / "sub_domains.md", page(values))
+        print(title, number, seed, by, flush=True)
 
 
 def begun(settings: dict[str, Any]) -> dict[str, Any] | None:
