@@ -29,7 +29,7 @@ from selectune.data import Encoder, records_from_file
 from selectune.examples import Pool
 from selectune.experiment import jobs
 from selectune.experiment.forked import Forked, reason
-from selectune.experiment.lines import EVERY_RECORD, RANDOM, MethodLine
+from selectune.experiment.lines import RANDOM, MethodLine
 from selectune.experiment.planting import EXACT, IN_DOMAIN, NEAR, OFF_DOMAIN, WRONG, Account
 from selectune.experiment.protocol import load
 from selectune.experiment.recovery import choices, recovery
@@ -96,10 +96,8 @@ def _known(setting: str) -> dict[str, Any]:
 
 
 def _wanted(only: str | None) -> list[tuple[str, Any, int]]:
-    """Return every line of the screening with its seed, the control first, at each of its seeds."""
-    lines = sorted(
-        (line for line in SCREENING.lines() if line.name != EVERY_RECORD and only in (None, line.name)), key=_is_method
-    )
+    """Return every line of the screening that chooses before training with its seed, the control first, at each of its seeds."""
+    lines = sorted((line for line in SCREENING.lines() if line.examples != "all" and only in (None, line.name)), key=_is_method)
     return [(line.name, catalogue.create("examples", line.examples), seed) for line in lines for seed in SCREENING.seeds_of(line)]
 
 
