@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ def test_a_run_is_refused_before_its_first_step(place):
     with pytest.raises(UserError, match=r"budget\.memory_gib.*training needs about .* GiB .* budget is 0\.20") as caught:
         pipeline.specialize(recipe=values, quiet=True, name="refused", budget={"memory_gib": 0.2})
     assert caught.value.field == "budget.memory_gib"
-    assert not (pipeline.Path(values["output"]) / "refused" / "checkpoints").exists()
+    assert not (Path(values["output"]) / "refused" / "checkpoints").exists()
 
 
 def footprint(blocks, dev=(), policy="none", **training):

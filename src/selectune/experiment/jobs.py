@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from selectune import pipeline
 from selectune.errors import UserError
 from selectune.experiment.budget import Fitted, fit_knob, fit_rank
 from selectune.experiment.planting import Account
@@ -26,6 +27,7 @@ from selectune.experiment.protocol import ENDLESS, Task
 from selectune.experiment.store import CHOSEN, Choice, Measured, Piece, Trial
 from selectune.meter import Cost, Meter
 from selectune.pipeline import Chain
+from selectune.pipeline.finishing import specialist
 from selectune.recipe import DataRecipe, Recipe
 from selectune.run import Benchmark, Run, folder_atomically
 
@@ -107,8 +109,8 @@ def choose(
         within = fit_knob(trying.parameters, fitted.knob, fitted.entries, count)
         recipe = recipe.model_copy(update={"parameters": within.describe()})
     chain = Chain(open_run(room / "chosen", recipe, data), recipe, quiet=True, loaded=base, library=library, kept=kept)
-    chain.choose_examples()
-    chain.choose()
+    pipeline.choose_examples(chain)
+    pipeline.choose(chain)
     selection, form = Selection.load(chain.run.path(CHOSEN)), chain.form
     if fitted.knob is None and fitted.entries is not None:
         form = fit_rank(form, base, selection, fitted.entries)
@@ -138,8 +140,8 @@ def train(recipe: Recipe, data: Path, base: Base, room: Path, chosen: Path) -> T
     if settings.epochs == ENDLESS and settings.micro_batch_sequences != "auto":  # nothing is left to be planned
         run.write("plan.json", {"steps": settings.max_steps, "micro_batch_sequences": settings.micro_batch_sequences})
     chain = Chain(run, recipe, quiet=True, loaded=base)
-    chain.train()
-    chain.finish()
+    pipeline.train(chain)
+    pipeline.finish(chain)
     steps, loss, step_seconds = _result(run)
     if loss is None or not math.isfinite(loss):
         raise UserError(f"the development loss is {loss}", field="learning_rates")
@@ -154,7 +156,7 @@ def measure(recipe: Recipe, task: Task, base: Base, room: Path, known: list[Benc
     from selectune.evaluation import measure_forgetting
 
     chain = Chain(Run.open(room), recipe, quiet=True, loaded=replace(base, model=copy.deepcopy(base.model)))
-    _, model = chain.specialist()
+    _, model = specialist(chain)
     _, after = measure_forgetting(base.model, model, base.tokenizer, bfloat16=chain.bfloat16, known=known)
     return [*_target(chain, task, model, base), *map(_bare, after)]
 

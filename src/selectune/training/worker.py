@@ -31,14 +31,14 @@ def end_with(parent: int) -> None:
 
 def main() -> int:
     """Train, and say by the exit status whether it went well."""
-    from selectune import pipeline
+    from selectune.pipeline.training import train_together
 
     folder, quiet = Path(sys.argv[1]), "--quiet" in sys.argv
     end_with(int(os.environ[PARENT]))
     run = Run.open(folder)
     told: dict[str, Any]
     try:
-        pipeline.train_together(run, quiet)
+        train_together(run, quiet)
         return 0
     except Interrupted as interruption:
         told = {"step": interruption.step, "steps": interruption.steps}

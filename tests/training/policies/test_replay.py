@@ -9,7 +9,8 @@ from selectune import recipe as recipes
 from selectune.data.packing import record_spans
 from selectune.errors import UserError
 from selectune.meter import Meter
-from selectune.pipeline import Chain
+from selectune.pipeline import Chain, choose, prepare, train
+from selectune.pipeline.training import trainable
 from selectune.run import Run
 from tests.training.policies.running import run, same
 from tests.training.policies.staged import make
@@ -54,7 +55,7 @@ def test_records_that_overlap_with_the_test_set_do_not_train(contamination, coun
         "policy": {"method": "replay", "source": source, "share": 1.0}, "evaluation": {"benchmarks": []},
     }  # fmt: skip
     chain = Chain(Run.create(tmp_path / "run", recipes.parse(values)), recipes.parse(values), quiet=True)
-    chain.prepare()
+    prepare(chain)
     found = chain.policy.records(context(count, 0), chain.clean)
     assert sorted(record.question for record in found) == [f"What is {i}?" for i in range(9 - count, 9)]
 
@@ -67,7 +68,7 @@ def test_other_records_in_the_source_make_a_training_stale(tmp_path, llama_folde
         values = {"data": {"train": str(source)}, "policy": {"method": "replay", "source": str(source)}}
         chain = Chain(Run.create(tmp_path / f"run-{len(told)}", recipes.parse(values)), recipes.parse(values), quiet=True)
         chain.stage = lambda name, inputs, work: told.append(inputs)
-        chain.train()
+        train(chain)
     assert told[0] == told[1] != told[2]
 
 
@@ -84,7 +85,7 @@ def test_records_that_cannot_be_used_are_told_before_any_work(content, tmp_path)
     }
     chain = Chain(Run.create(tmp_path / "run", recipes.parse(values)), recipes.parse(values), quiet=True)
     with pytest.raises(UserError, match=r"general\.jsonl") as told:
-        chain.prepare()
+        prepare(chain)
     assert "\n" not in str(told.value) and not chain.run.has("data.json")
 
 
@@ -95,9 +96,9 @@ def test_every_epoch_holds_the_records_and_exactly_the_share(share, count, tmp_p
     values = {"base": str(llama_folder), "form": "full", "policy": {"method": "replay", "share": share}, "evaluation": {"benchmarks": []},
               "data": {"train": str(data), "dev_fraction": 0.0, "test_fraction": 0.0}}  # fmt: skip
     chain = Chain(Run.create(tmp_path / "run", recipes.parse(values)), recipes.parse(values), quiet=True)
-    chain.prepare()
-    chain.choose()
-    rows = chain.trainable(Meter("train"))[0].train_rows
+    prepare(chain)
+    choose(chain)
+    rows = trainable(chain, Meter("train"))[0].train_rows
     assert sum(len(record_spans(row["position_ids"][None], row["labels"][None])) for row in rows) == count
 
 
