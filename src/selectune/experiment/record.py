@@ -209,11 +209,13 @@ def _benchmark(short: dict[str, Any], base: Sequence[Benchmark]) -> dict[str, An
 
 
 def _lines_of(values: dict[str, Any]) -> str:
-    """Return values as JSON, a line for each of a list and one for everything else."""
+    """Return values as JSON without blanks, a line for each of a list and one for everything else."""
+
+    def short(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
     lines = []
     for key, value in values.items():
-        each = [json.dumps(one, ensure_ascii=False) for one in value] if isinstance(value, list) else []
-        lines.append(
-            f"{json.dumps(key)}: " + ("[\n" + ",\n".join(each) + "\n]" if each else json.dumps(value, ensure_ascii=False))
-        )
+        each = [short(one) for one in value] if isinstance(value, list) else []
+        lines.append(f"{short(key)}:" + ("[\n" + ",\n".join(each) + "\n]" if each else short(value)))
     return "{\n" + ",\n".join(lines) + "\n}\n"
