@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,6 +133,26 @@ def test_a_worker_s_mistake_is_the_user_s_one_line(tmp_path, llama_folder, monke
     with pytest.raises(UserError, match="the loss became") as told:
         specialize(recipe=given, quiet=True)
     assert told.value.field == "training.learning_rate"
+
+
+def test_no_other_program_can_take_the_port_of_the_processes(tmp_path, monkeypatch):
+    answered = []
+
+    class Child:
+        returncode = 0
+
+        def __init__(self, command, env, **options):
+            with socket.create_connection((env["MASTER_ADDR"], int(env["MASTER_PORT"])), timeout=5):
+                answered.append(env["RANK"])
+
+        def poll(self):
+            return 0
+
+        kill = wait = poll
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    processes.start(Run(tmp_path), 2, quiet=True)
+    assert answered == ["0", "1"]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch, tmp_path, llama_folder):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from selectune.run import Run
 
 ERROR = "training_error.json"
 PARENT = "SELECTUNE_PARENT"
+_HOST = "127.0.0.1"
 
 
 class Interrupted(Exception):
@@ -89,16 +89,16 @@ def start(run: Run, processes: int, quiet: bool) -> None:
     Raises:
         UserError: GPUs are too few, what one of them raised, or that one died. Interrupted: Ctrl-C; a checkpoint was written.
     """
+    from torch.distributed import TCPStore
+
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise UserError(f"each of {processes} processes trains on a GPU of its own, and there are {gpus}", field="training.processes",
                         expected=f"at most {gpus}", mend="lower it, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command")  # fmt: skip
     threads = max(1, (psutil.cpu_count(logical=False) or 1) // processes)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    together = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}  # fmt: skip
+    store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)  # its port is held from here on: no other program can take it
+    together = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": _HOST, "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}  # fmt: skip
     command = [sys.executable, "-m", "selectune.training.worker", str(run.folder.resolve()), *(["--quiet"] if quiet else [])]
     run.path(ERROR).unlink(missing_ok=True)
     children = [
