@@ -96,7 +96,7 @@ def start(run: Run, processes: int, quiet: bool) -> None:
         raise UserError(f"each of {processes} processes trains on a GPU of its own, and there are {gpus}", field="training.processes",
                         expected=f"at most {gpus}", mend="lower it, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command")  # fmt: skip
     threads = max(1, (psutil.cpu_count(logical=False) or 1) // processes)
-    store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)  # its port is held from here on: no other program can take it
+    store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)  # from here on no other program can take its port
     together = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": _HOST, "MASTER_PORT": str(store.port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}  # fmt: skip
     command = [sys.executable, "-m", "selectune.training.worker", str(run.folder.resolve()), *(["--quiet"] if quiet else [])]
